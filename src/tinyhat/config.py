@@ -1,0 +1,210 @@
+"""The configuration: one frozen section per folder, YAML recipes, and ``--set a.b=c`` on top.
+
+Sections are refused, with a suggestion, when they hold a key nobody knows. Defaults that depend on the model or the
+data are None here and are derived, and printed, where they are used.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tinyhat.errors import UserError, did_you_mean
+
+Strategy = Literal["head", "tail", "head_tail", "middle"]
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, and unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class DataConfig(Section):
+    """Where the documents are and which columns mean what. Empty column names are detected."""
+
+    path: str = Field("", description="file, folder, corpus name (eurlex57k, pydocs) or hub:owner/name[:config]")
+    source: str | None = Field(None, description="where a known corpus lies on this machine")
+    task: Literal["auto", "single", "multi", "regression"] = "auto"
+    text: tuple[str, ...] = Field((), description="text columns, joined by a newline")
+    pair: tuple[str, str] | None = Field(None, description="two text columns read as a pair")
+    label: str | None = Field(None, description="column with one label")
+    labels: str | None = Field(None, description="column with a list of labels or a delimited string")
+    target: tuple[str, ...] = Field((), description="numeric columns (regression)")
+    delimiter: str | None = Field(None, description="separates labels in a string; detected among | ; , when None")
+    id: str | None = Field(None, description="column that names a document")
+    group: str | None = Field(None, description="documents with equal values never part in a split")
+    weight: str | None = Field(None, description="column with document weights (positive numbers)")
+    label_list: str | None = Field(None, description="file with one label a line: the declared label space")
+    limit: int | None = Field(None, ge=1, description="use at most this many documents of each split")
+    dev_share: float = Field(0.1, gt=0, lt=1, description="share split off where there is no dev split")
+    test_share: float = Field(0.1, gt=0, lt=1, description="share split off where there is no test split")
+
+
+class ReadingConfig(Section):
+    """How a document longer than the encoder reads becomes tokens."""
+
+    max_tokens: int = Field(512, ge=8, description="tokens per sequence, special tokens included")
+    strategy: Strategy = "head"
+    head_ratio: float = Field(0.25, ge=0, le=1, description="head_tail: the share taken from the beginning")
+
+
+class EncoderConfig(Section):
+    """Which encoder, and how it computes."""
+
+    model: str = Field("minilm", description="hub name, local path, minilm, or linear")
+    path: Literal["auto", "packed", "padded"] = Field("auto", description="auto packs what is proven to pack")
+    attention_dropout: float | None = Field(None, ge=0, lt=1, description="None: 0 (packed); above 0: padded path")
+    hidden_dropout: float | None = Field(None, ge=0, lt=1, description="None: what the checkpoint says")
+    gradient_checkpointing: bool = False
+    compile: bool = False
+
+
+class HeadConfig(Section):
+    """The classifier on top of the encoder."""
+
+    prior_bias: bool = Field(True, description="multi-label: start the output bias at the log prior odds")
+
+
+class TrainConfig(Section):
+    """The one training loop. Rates are per optimiser step, sizes in documents."""
+
+    epochs: float = Field(3.0, gt=0)
+    max_steps: int | None = Field(None, ge=1, description="overrides epochs")
+    batch_size: int = Field(32, ge=1, description="documents per optimiser step, whatever the packs")
+    pack_tokens: int = Field(8192, ge=16, description="token budget of one pack")
+    learning_rate: float | None = Field(None, gt=0, description="None: 5e-5 x (768 / width)^2")
+    head_rate: float = Field(10.0, gt=0, description="the head's rate as a multiple of the body's")
+    weight_decay: float = Field(0.01, ge=0, description="on matrices only")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
+    grad_clip: float = Field(1.0, gt=0)
+    plan: str = Field("auto", description="numeric plan; auto: bf16 where the processor has it, else fp32")
+    evaluate_every: int | None = Field(None, ge=1, description="steps; None: four times a run, at least each epoch")
+    patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better one")
+    checkpoint_every: int | None = Field(None, ge=1, description="steps; None: at every evaluation")
+    checkpoint_minutes: float = Field(10.0, gt=0, description="and at least this often")
+    seed: int = 0
+    tensorboard: bool = False
+
+
+class TuneConfig(Section):
+    """How scores become labels."""
+
+    rule: Literal["auto", "thresholds", "global", "top_k", "argmax"] = "auto"
+    top_k: int = Field(5, ge=1)
+    shrink: float = Field(8.0, ge=0, description="positives at which a label's own threshold weighs as the global one")
+    folds: int = Field(5, ge=2, description="cross-fitting folds of the reported dev figure")
+
+
+class EvaluateConfig(Section):
+    """What is measured, and how surely."""
+
+    bootstrap: int = Field(1000, ge=0, description="resamples behind the 95% intervals; 0: no intervals")
+    baseline: bool = Field(True, description="fit the linear baseline beside the encoder")
+    frequent: int = Field(50, ge=1, description="training documents from which a label is called frequent")
+
+
+class Config(Section):
+    """Everything a run is made of."""
+
+    data: DataConfig = DataConfig()
+    reading: ReadingConfig = ReadingConfig()
+    encoder: EncoderConfig = EncoderConfig()
+    head: HeadConfig = HeadConfig()
+    train: TrainConfig = TrainConfig()
+    tune: TuneConfig = TuneConfig()
+    evaluate: EvaluateConfig = EvaluateConfig()
+
+    def fingerprint(self) -> str:
+        """Return the sha256 of the canonical JSON of this configuration."""
+        text = json.dumps(self.model_dump(mode="json"), sort_keys=True)
+        return hashlib.sha256(text.encode()).hexdigest()
+
+
+def build_config(
+    recipe: str | Path | None = None, flags: Mapping[str, Any] | None = None, assignments: Iterable[str] = ()
+) -> Config:
+    """Build a Config from a recipe file, then dotted `flags`, then ``a.b=c`` `assignments`, later ones winning.
+
+    Args:
+        recipe: a YAML file with any of the sections, or the name of a recipe that comes with tinyhat.
+        flags: dotted path to value, for example ``{"train.epochs": 2}``; None values are not given.
+        assignments: strings ``section.key=value``; the value is read as YAML.
+
+    Raises:
+        UserError: unknown section or key (with a suggestion), a value of the wrong type, an unreadable recipe.
+    """
+    tree: dict[str, Any] = _read_recipe(recipe) if recipe else {}
+    for path, value in (flags or {}).items():
+        if value is not None:
+            _assign(tree, path, value)
+    for text in assignments:
+        path, sign, value = text.partition("=")
+        if not sign:
+            raise UserError(
+                f"--set {text!r} has no '=': write --set section.key=value, for example --set train.epochs=2"
+            )
+        _assign(tree, path.strip(), _number(yaml.safe_load(value)))
+    _check_keys(tree)
+    try:
+        return Config.model_validate(tree)
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise UserError(f"{where} = {first['input']!r}: {first['msg']}") from None
+
+
+def _number(value: Any) -> Any:
+    """YAML 1.1 reads 3e-4 as a string; users mean a number."""
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def _read_recipe(recipe: str | Path) -> dict[str, Any]:
+    path = Path(recipe)
+    if not path.exists():
+        known = Path(__file__).parent / "recipes"
+        path = known / f"{recipe}.yaml"
+        if not path.exists():
+            names = sorted(p.stem for p in known.glob("*.yaml"))
+            raise UserError(f"recipe {str(recipe)!r} is neither a file nor one of {', '.join(names) or '(none)'}")
+    try:
+        tree = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise UserError(f"recipe {path} is not readable YAML: {str(error).splitlines()[0]}") from None
+    if not isinstance(tree, dict) or not all(isinstance(v, dict) for v in tree.values()):
+        raise UserError(f"recipe {path} must hold sections with keys, for example 'train:' and below it '  epochs: 2'")
+    return {section: {k: _number(v) for k, v in keys.items()} for section, keys in tree.items()}
+
+
+def _assign(tree: dict[str, Any], path: str, value: Any) -> None:
+    section, dot, key = path.partition(".")
+    if not dot:
+        raise UserError(f"--set {path!r} names no section: write section.key, for example train.epochs")
+    tree.setdefault(section, {})[key] = value
+
+
+def _check_keys(tree: Mapping[str, Any]) -> None:
+    for section, keys in tree.items():
+        if section not in Config.model_fields:
+            known = list(Config.model_fields)
+            raise UserError(
+                f"there is no section '{section}' (there are {', '.join(known)}){did_you_mean(section, known)}"
+            )
+        fields = type(getattr(Config(), section)).model_fields
+        for key in keys:
+            if key not in fields:
+                hint = did_you_mean(key, fields)
+                raise UserError(f"section '{section}' has no key '{key}' (it has {', '.join(fields)}){hint}")

@@ -1,0 +1,1 @@
+"""Two-layer models, tokenizers and corpora built in memory: no test touches a network."""
