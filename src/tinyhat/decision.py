@@ -50,6 +50,27 @@ class Rule(BaseModel):
             raise ValueError(f"rule '{self.kind}' lacks its value")
         return self
 
+    def threshold_row(self, width: int) -> npt.NDArray[np.float64]:
+        """Return the logit thresholds as float64 [width]; +inf where a label is never chosen (rules on thresholds)."""
+        if self.kind == "global":
+            assert self.threshold is not None
+            return np.full(width, self.threshold)
+        assert self.thresholds is not None, f"rule '{self.kind}' has no thresholds"
+        return np.array([np.inf if t is None else t for t in self.thresholds], dtype=np.float64)
+
+    def decide(self, logits_BL: FloatArray) -> BoolArray:
+        """Return bool [B, L]: which labels this rule chooses for each row of float32 logits. Not for regression."""
+        width = logits_BL.shape[1]
+        if self.kind in ("thresholds", "global"):
+            return logits_BL > self.threshold_row(width)[None, :]
+        assert self.kind != "value", "regression has no labels to choose"
+        k = 1 if self.kind == "argmax" else min(self.k or 1, width)
+        chosen = np.zeros(logits_BL.shape, dtype=bool)
+        # a stable sort: the lower label index wins a tie, in every runtime
+        best = np.argsort(-logits_BL, axis=1, kind="stable")[:, :k]
+        np.put_along_axis(chosen, best, True, axis=1)
+        return chosen
+
 
 class Decision(BaseModel):
     """The whole decision file.
@@ -83,11 +104,7 @@ class Decision(BaseModel):
 
     def threshold_row(self) -> npt.NDArray[np.float64]:
         """Return the logit thresholds as float64 [L]; +inf where a label is never chosen (rules on thresholds)."""
-        if self.rule.kind == "global":
-            assert self.rule.threshold is not None
-            return np.full(len(self.labels), self.rule.threshold)
-        assert self.rule.thresholds is not None, f"rule '{self.rule.kind}' has no thresholds"
-        return np.array([np.inf if t is None else t for t in self.rule.thresholds], dtype=np.float64)
+        return self.rule.threshold_row(len(self.labels))
 
     def probabilities(self, logits_BL: FloatArray) -> FloatArray:
         """Return float32 [B, L]: softmax or sigmoid of the logits, or the logits themselves (regression)."""
@@ -102,14 +119,7 @@ class Decision(BaseModel):
         logits_BL = np.asarray(logits_BL, dtype=np.float32)
         if logits_BL.ndim != 2 or logits_BL.shape[1] != len(self.labels):
             raise ValueError(f"logits of shape {logits_BL.shape} do not fit {len(self.labels)} labels")
-        if self.rule.kind in ("thresholds", "global"):
-            return logits_BL > self.threshold_row()[None, :]
-        k = 1 if self.rule.kind == "argmax" else min(self.rule.k or 1, len(self.labels))
-        chosen = np.zeros(logits_BL.shape, dtype=bool)
-        # a stable sort: the lower label index wins a tie, in every runtime
-        best = np.argsort(-logits_BL, axis=1, kind="stable")[:, :k]
-        np.put_along_axis(chosen, best, True, axis=1)
-        return chosen
+        return self.rule.decide(logits_BL)
 
     def decided_labels(self, logits_L: FloatArray) -> list[int]:
         """Return the indices of the labels chosen for one document (float32 [L]), best first."""
