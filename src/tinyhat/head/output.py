@@ -24,7 +24,8 @@ def output_layer(model: nn.Module, labels: int) -> nn.Linear:
 
 def head_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters outside the encoder (``base_model_prefix``): the head's."""
-    body = {id(p) for p in model.base_model.parameters()} if hasattr(model, "base_model") else set()
+    base = getattr(model, "base_model", None)
+    body = {id(p) for p in base.parameters()} if isinstance(base, nn.Module) else set()
     return [name for name, p in model.named_parameters() if id(p) not in body]
 
 

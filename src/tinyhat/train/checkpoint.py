@@ -1,0 +1,132 @@
+"""Checkpoints: weights and optimiser state in safetensors, the rest in JSON, written atomically; no pickle.
+
+A folder `step_00000123` holds `state.safetensors` and `state.json`; the JSON carries the sha256 of the tensors, so a
+torn folder is found out and the one before it is used. Random numbers need no saving: every step seeds them from
+(seed, step, rank).
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import nn
+
+from tinyhat.run import atomic_path, file_sha256, remove
+
+KEEP = 2  # the newest, and the one before it in case the newest is torn
+
+
+@dataclass
+class Progress:
+    """Where training stands, beside weights and optimiser.
+
+    Attributes:
+        step: optimiser steps done.
+        threads: CPU threads the run began with; sums in another number of threads round differently.
+        best_value: the best dev metric so far, None before the first evaluation.
+        best_step: the step it was reached at.
+        worse: evaluations since then.
+        stopped: early stopping has ended training.
+        documents: documents seen by this run.
+        seconds: training seconds so far, over all sessions.
+    """
+
+    step: int = 0
+    threads: int = field(default_factory=torch.get_num_threads)
+    best_value: float | None = None
+    best_step: int = 0
+    worse: int = 0
+    stopped: bool = False
+    documents: int = 0
+    seconds: float = 0.0
+
+
+def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """Return every parameter once, by name (shared ones under their first name), detached."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters()}
+
+
+def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
+    """Write the checkpoint of ``progress.step`` into `folder` and remove all but the newest KEEP."""
+    tensors = {f"model.{name}": tensor for name, tensor in model_tensors(model).items()}
+    names = {id(parameter): name for name, parameter in model.named_parameters()}
+    for parameter, state in optimizer.state.items():
+        for key, value in state.items():
+            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = value.detach()
+    path = folder / f"step_{progress.step:08d}"
+    with atomic_path(path) as temporary:
+        temporary.mkdir()
+        save_file({name: t.contiguous().cpu() for name, t in tensors.items()}, temporary / "state.safetensors")
+        state = asdict(progress) | {"sha256": file_sha256(temporary / "state.safetensors")}
+        (temporary / "state.json").write_text(json.dumps(state, indent=2, allow_nan=False))
+    for old in _checkpoints(folder)[:-KEEP]:
+        remove(old)
+    return path
+
+
+def load_checkpoint(
+    folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]
+) -> Progress | None:
+    """Load the newest whole checkpoint into `model` and `optimizer`, skipping torn ones with a warning.
+
+    Returns:
+        Where training stood, or None when there is no whole checkpoint.
+    """
+    for path in reversed(_checkpoints(folder)):
+        found = _read(path)
+        if found is None:
+            warn(f"checkpoint {path.name} is torn (its contents do not match its sha256); the one before it is used")
+            continue
+        tensors, state = found
+        _restore(tensors, model, optimizer)
+        return Progress(**state)
+    return None
+
+
+def save_best(folder: Path, model: nn.Module) -> None:
+    """Keep the present weights as the best ones."""
+    with atomic_path(folder / "best.safetensors") as temporary:
+        save_file({name: t.contiguous().cpu() for name, t in model_tensors(model).items()}, temporary)
+
+
+def load_best(folder: Path, model: nn.Module) -> None:
+    """Put the best weights back into `model`."""
+    _copy(load_file(folder / "best.safetensors"), model)
+
+
+def _checkpoints(folder: Path) -> list[Path]:
+    return sorted(p for p in folder.glob("step_*") if p.is_dir())
+
+
+def _read(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, Any]] | None:
+    try:
+        state: dict[str, Any] = json.loads((path / "state.json").read_text())
+        if file_sha256(path / "state.safetensors") != state.pop("sha256"):
+            return None
+        return load_file(path / "state.safetensors"), state
+    except (OSError, ValueError, KeyError, SafetensorError):
+        return None
+
+
+def _copy(tensors: dict[str, torch.Tensor], model: nn.Module) -> None:
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            parameter.copy_(tensors[name])
+
+
+def _restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+    _copy({name.removeprefix("model."): t for name, t in tensors.items() if name.startswith("model.")}, model)
+    names = dict(model.named_parameters())
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            name, _, field_name = key.removeprefix("optimizer.").rpartition(".")
+            parameter = names[name]
+            # AdamW keeps its step count beside the weights when fused, on the CPU otherwise
+            optimizer.state[parameter][field_name] = value.to(parameter.device)

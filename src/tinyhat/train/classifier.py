@@ -1,0 +1,159 @@
+"""From a dataset to a trained classifier on disk: load the encoder, read, train, fold, save."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyhat.config import Config, TuneConfig
+from tinyhat.data.dataset import Dataset, Split
+from tinyhat.data.reading import Reader
+from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
+from tinyhat.encoder.precision import choose_plan
+from tinyhat.head.output import fold_scale, output_layer, start_at_prior
+from tinyhat.head.predictor import TorchPredictor
+from tinyhat.run import Run, atomic_path
+from tinyhat.train.loop import Evaluation, Material, Outcome, Trainer
+from tinyhat.train.optim import base_rate
+from tinyhat.tune.decided import decide, label_counts, truth
+from tinyhat.tune.rule import fit_rule
+from tinyhat.types import FloatArray, Scores, Targets
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A trained classifier: its predictor, how training went, and facts for the manifest."""
+
+    predictor: TorchPredictor
+    outcome: Outcome
+    facts: dict[str, Any]
+
+
+def pick_device() -> torch.device:
+    """Return the GPU of this process where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
+def train_classifier(config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> Trained:
+    """Train ``config.encoder.model`` on the train split and save it into ``run.model``.
+
+    Args:
+        config: the whole configuration.
+        dataset: with a train and a dev split.
+        run: the run folder.
+        resume: go on from the newest checkpoint.
+        say: where remarks for people go.
+    """
+    device = pick_device()
+    plan = choose_plan(config.train.plan, device)
+    names, tokens, seed = dataset.labels.names, config.reading.max_tokens, config.train.seed
+    encoder = load_encoder(config.encoder.model, dataset.task, names, config.encoder, tokens, seed)
+    parameters = sum(p.numel() for p in encoder.model.parameters())
+    say(f"encoder: {encoder.name}, {parameters / 1e6:.1f}M parameters, {encoder.reason}")
+    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    reader = Reader(backend_tokenizer(encoder), config.reading)
+    split = dataset.splits["train"]
+    reading = reader.read_cached(split.texts, split.pairs)
+    targets, mean, std = _standardise(split.targets)
+    layer = output_layer(encoder.model, len(dataset.labels))
+    if dataset.task == "multi" and config.head.prior_bias:
+        start_at_prior(layer, dataset.labels.train_counts, len(split))
+    predictor = TorchPredictor(encoder, reader, plan, device, config.train.pack_tokens)
+    trainer = Trainer(
+        encoder,
+        Material(reading, targets, _mean_one(split.weights)),
+        config.train,
+        plan,
+        run,
+        _evaluation(predictor, dataset.splits["dev"], config) if "dev" in dataset.splits else None,
+    )
+    rate = base_rate(config.train, int(encoder.model.config.hidden_size))
+    say(f"train: {len(split)} documents, {trainer.steps} steps of {config.train.batch_size}, rate {rate:.2g} "
+        f"(head x {config.train.head_rate:g}), {config.train.schedule} schedule")  # fmt: skip
+    outcome = trainer.fit(resume, say)
+    if dataset.task == "regression":
+        fold_scale(layer, mean, std)
+    save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
+    facts = {"name": encoder.name, "parameters": parameters, "packed": encoder.packed, "reason": encoder.reason}
+    return Trained(predictor, outcome, facts)
+
+
+def save_classifier(encoder: Encoder, folder: Path, max_tokens: int, strategy: str) -> None:
+    """Write a Hugging Face checkpoint with its tokenizer; plain transformers then reads and scores as tinyhat does.
+
+    The tokenizer's ``model_max_length`` is set to `max_tokens`, and its truncation side follows the strategy.
+    """
+    tokenizer = encoder.tokenizer
+    tokenizer.model_max_length = max_tokens
+    tokenizer.truncation_side = "left" if strategy == "tail" else "right"
+    with atomic_path(folder) as temporary:
+        encoder.save(temporary)
+        tokenizer.save_pretrained(temporary)
+
+
+def write_thresholds(folder: Path, thresholds: list[float | None]) -> None:
+    """Write probability thresholds into a checkpoint's config.json, for people who load it without tinyhat."""
+    path = folder / "config.json"
+    tree = json.loads(path.read_text(encoding="utf-8"))
+    tree["thresholds"] = thresholds
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def _standardise(targets: Targets) -> tuple[Targets, FloatArray, FloatArray]:
+    """Return regression targets with mean 0 and standard deviation 1, and both; other targets unchanged."""
+    if targets.task != "regression":
+        return targets, np.zeros(0, np.float32), np.ones(0, np.float32)
+    values = targets.values.astype(np.float64)
+    mean, std = values.mean(axis=0), values.std(axis=0)
+    std = np.where(std > 0, std, 1.0)
+    scaled = ((values - mean) / std).astype(np.float32)
+    return replace(targets, values=scaled), mean.astype(np.float32), std.astype(np.float32)
+
+
+def _mean_one(weights: FloatArray | None) -> FloatArray | None:
+    """Document weights with mean 1, so that they do not change the learning rate."""
+    return None if weights is None else (weights / weights.mean()).astype(np.float32)
+
+
+def _evaluation(predictor: TorchPredictor, dev: Split, config: Config) -> Evaluation:
+    """Return the measure taken while training, on a seeded sample of the dev split."""
+    count = min(len(dev), config.train.evaluate_documents)
+    rows = np.sort(np.random.default_rng(config.train.seed).permutation(len(dev))[:count])
+    sample = dev.take(rows)
+    reading = predictor.reader.read_cached(sample.texts, sample.pairs)
+
+    def evaluate() -> tuple[str, float]:
+        present = TorchPredictor(
+            encoder, predictor.reader, predictor.numeric_plan, predictor.device, predictor.pack_tokens
+        )
+        return quick_metric(Scores(sample.ids, present.logits(reading), sample.targets, present.plan))
+
+    return evaluate
+
+
+def quick_metric(scores: Scores) -> tuple[str, float]:
+    """Return one number that ranks checkpoints: micro-F1 at the best global threshold, accuracy, or mean Pearson r."""
+    assert scores.targets is not None
+    if scores.targets.task == "multi":
+        rule = fit_rule(scores, TuneConfig(rule="global"))
+        return "micro_f1", float(label_counts(truth(scores.targets), decide(rule, scores.logits)).micro_f1())
+    if scores.targets.task == "single":
+        return "accuracy", float(np.mean(scores.logits.argmax(axis=1) == scores.targets.values))
+    values = scores.targets.values.astype(np.float64)
+    found = [_pearson(scores.logits[:, k].astype(np.float64), values[:, k]) for k in range(values.shape[1])]
+    return "pearson", float(np.mean(found))
+
+
+def _pearson(a: np.ndarray, b: np.ndarray) -> float:
+    if a.std() == 0 or b.std() == 0:
+        return 0.0
+    return float(np.corrcoef(a, b)[0, 1])

@@ -1,0 +1,281 @@
+"""The one training loop: packs in, a trained classifier out, killed and resumed at any moment without a trace."""
+
+from __future__ import annotations
+
+import math
+import resource
+import sys
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from accelerate import Accelerator
+
+from tinyhat.config import TrainConfig
+from tinyhat.data.packing import StepPlan, build_pack
+from tinyhat.data.reading import Reading
+from tinyhat.encoder.forward import forward_pack
+from tinyhat.encoder.load import Encoder
+from tinyhat.encoder.precision import Plan
+from tinyhat.errors import UserError
+from tinyhat.head.losses import document_losses
+from tinyhat.run import Run
+from tinyhat.train.checkpoint import Progress, load_best, load_checkpoint, save_best, save_checkpoint
+from tinyhat.train.log import Bar, StepLog
+from tinyhat.train.optim import build_optimizer, rate_factor, set_rate
+from tinyhat.types import FloatArray, Pack, Targets
+
+PADDED_WINDOW = 16  # batches grouped by length together where sequences are padded
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is trained on.
+
+    Attributes:
+        reading: token ids of the training documents.
+        targets: their targets (regression: standardised).
+        weights: float32 [N], mean 1, or None.
+    """
+
+    reading: Reading
+    targets: Targets
+    weights: FloatArray | None = None
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How training went: steps done, whether it stopped early, the best evaluation, and rates over the whole run."""
+
+    steps: int
+    stopped_early: bool
+    best_step: int
+    best_value: float | None
+    documents_per_second: float
+    tokens_per_second: float
+    peak_memory_gb: float
+    seconds: float
+
+
+Evaluation = Callable[[], tuple[str, float]]
+"""Measures the dev split: metric name and value, higher is better."""
+
+
+class Trainer:
+    """Trains one encoder on one material; `fit` is the whole loop, `train_step` one optimiser step.
+
+    Args:
+        encoder: the classifier to train, in place.
+        material: training documents.
+        config: the train section.
+        plan: the numeric plan.
+        run: the run folder for log and checkpoints.
+        evaluate: measures the dev split, or None to keep the last weights.
+    """
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        material: Material,
+        config: TrainConfig,
+        plan: Plan,
+        run: Run,
+        evaluate: Evaluation | None = None,
+    ) -> None:
+        self.config, self.plan, self.run, self.material, self.evaluate = config, plan, run, material, evaluate
+        # precision is ours (encoder/precision.py): accelerate only places, wraps and reduces
+        self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
+        self.bare = encoder
+        width = int(encoder.model.config.hidden_size)
+        optimizer = build_optimizer(encoder.model, config, width)
+        model, self.optimizer = self.accelerator.prepare(encoder.model, optimizer)
+        self.encoder = replace(encoder, model=model)
+        self.steps_plan = StepPlan(
+            lengths=material.reading.lengths,
+            labels=material.targets.width,
+            batch_size=config.batch_size,
+            pack_tokens=config.pack_tokens,
+            seed=config.seed,
+            world_size=self.accelerator.num_processes,
+            window=1 if encoder.packed else PADDED_WINDOW,
+        )
+        self.steps = config.max_steps or self.steps_plan.steps(config.epochs)
+        self.progress = Progress()
+
+    def fit(self, resume: bool, warn: Callable[[str], None]) -> Outcome:
+        """Train to the end, from the newest whole checkpoint when `resume` is set.
+
+        Raises:
+            UserError: the loss or the gradient is not a finite number; the last checkpoint stays.
+        """
+        self._begin(resume, warn)
+        every = self.config.evaluate_every or self._evaluate_every()
+        log = StepLog(self.run.log, self.progress.step, self._tensorboard())
+        saved = time.monotonic()
+        tokens = 0
+        begin = time.perf_counter()
+        try:
+            with Bar("train", self.steps, self.progress.step) as bar:
+                while self.progress.step < self.steps and not self.progress.stopped:
+                    line = self.train_step()
+                    tokens += line.pop("tokens")
+                    log.write(line)
+                    bar.advance(1, _facts(line))
+                    done = self.progress.step == self.steps
+                    evaluated = self.evaluate is not None and (self.progress.step % every == 0 or done)
+                    if evaluated:
+                        log.write({"step": self.progress.step, "evaluation": self._evaluate()})
+                    if done or self._due(evaluated, saved) or self.progress.stopped:
+                        self._save()
+                        saved = time.monotonic()
+        finally:
+            log.close()
+        return self._outcome(tokens, time.perf_counter() - begin)
+
+    def train_step(self) -> dict[str, Any]:
+        """Do one optimiser step and return its log line (with ``tokens``, the tokens it computed)."""
+        begin = time.perf_counter()
+        step = self.progress.step
+        model = self.encoder.model
+        model.train()
+        # dropout depends on (seed, step, rank) and on nothing that happened before: that is what makes resume exact
+        torch.manual_seed(_mix(self.config.seed, step, self.accelerator.process_index))
+        set_rate(self.optimizer, rate_factor(step, self.steps, self.config))
+        packs = list(self.steps_plan.packs(step, self.accelerator.process_index))
+        loss = torch.zeros((), device=self.accelerator.device)
+        tokens = 0
+        for i, (rows, counts) in enumerate(packs):
+            last = i == len(packs) - 1
+            weights = self.material.weights
+            pack = build_pack(
+                self.material.reading,
+                rows,
+                self.encoder.first_position,
+                self.material.targets,
+                None if weights is None else weights[rows],
+            )
+            with nullcontext() if last else self.accelerator.no_sync(model):
+                loss += self._backward(pack, counts)
+            tokens += pack.tokens if counts else 0
+        norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.grad_clip)
+        mean_loss = float(self.accelerator.reduce(loss, "mean"))
+        if not math.isfinite(mean_loss) or not math.isfinite(float(norm)):
+            raise UserError(
+                f"training diverged at step {step + 1} (loss {mean_loss}, gradient norm {float(norm)}); "
+                "lower train.learning_rate or set train.plan=fp32, then start again or --resume"
+            )
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return self._line(mean_loss, float(norm), tokens, time.perf_counter() - begin)
+
+    def _backward(self, pack: Pack, counts: bool) -> torch.Tensor:
+        """Add the gradient of one pack; return its share of the effective batch's loss (times world size, for DDP)."""
+        with self.plan.context(self.accelerator.device):
+            logits = forward_pack(self.encoder, pack, self.accelerator.device)
+        assert pack.targets is not None
+        losses = document_losses(logits, pack.targets)
+        if pack.weights is not None:
+            losses = losses * torch.from_numpy(pack.weights).to(losses)
+        # normalised by the documents of the effective batch, never by pack
+        share = losses.sum() * (self.accelerator.num_processes / self.config.batch_size if counts else 0.0)
+        self.accelerator.backward(share)
+        return share.detach()
+
+    def _begin(self, resume: bool, warn: Callable[[str], None]) -> None:
+        if not resume:
+            return
+        found = load_checkpoint(self.run.checkpoints, self.bare.model, self.optimizer.optimizer, warn)
+        if found is None:
+            warn("no checkpoint was written before the run stopped: training starts at step 0")
+            return
+        self.progress = found
+        if found.threads != torch.get_num_threads():
+            warn(f"the run began with {found.threads} CPU threads: they are restored, other numbers round differently")
+            torch.set_num_threads(found.threads)
+
+    def _evaluate_every(self) -> int:
+        """Return the steps between evaluations: four a run, and at least one an epoch."""
+        epoch = math.ceil(len(self.material.reading) / self.config.batch_size)
+        return max(1, min(math.ceil(self.steps / 4), epoch))
+
+    def _evaluate(self) -> dict[str, Any]:
+        assert self.evaluate is not None
+        metric, value = self.evaluate()
+        best = self.progress.best_value
+        if best is None or value > best:
+            self.progress.best_value, self.progress.best_step, self.progress.worse = value, self.progress.step, 0
+            if self.accelerator.is_main_process:
+                save_best(self.run.checkpoints, self.bare.model)
+        else:
+            self.progress.worse += 1
+            patience = self.config.patience
+            self.progress.stopped = patience is not None and self.progress.worse >= patience
+        return {"metric": metric, "value": value}
+
+    def _due(self, evaluated: bool, saved: float) -> bool:
+        if self.config.checkpoint_every:
+            return self.progress.step % self.config.checkpoint_every == 0
+        return evaluated or time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+
+    def _save(self) -> None:
+        if self.accelerator.is_main_process:
+            save_checkpoint(self.run.checkpoints, self.bare.model, self.optimizer.optimizer, self.progress)
+        self.accelerator.wait_for_everyone()
+
+    def _tensorboard(self) -> Any:
+        return self.run.path / "tensorboard" if self.config.tensorboard else None
+
+    def _line(self, loss: float, norm: float, tokens: int, seconds: float) -> dict[str, Any]:
+        self.progress.step += 1
+        self.progress.documents += self.config.batch_size
+        self.progress.seconds += seconds
+        return {
+            "step": self.progress.step,
+            "epoch": round(self.steps_plan.epoch_of(self.progress.step), 4),
+            "loss": loss,
+            "gradient_norm": norm,
+            "rate": self.optimizer.param_groups[0]["lr"],
+            "documents_per_second": round(self.config.batch_size / seconds, 2),
+            "tokens_per_second": round(tokens / seconds, 1),
+            "memory_gb": round(peak_memory_gb(), 3),
+            "seconds": round(self.progress.seconds, 3),
+            "tokens": tokens,
+        }
+
+    def _outcome(self, tokens: int, seconds: float) -> Outcome:
+        if self.progress.best_value is not None and self.progress.best_step != self.progress.step:
+            load_best(self.run.checkpoints, self.bare.model)
+        trained = self.progress.seconds
+        return Outcome(
+            steps=self.progress.step,
+            stopped_early=self.progress.stopped,
+            best_step=self.progress.best_step or self.progress.step,
+            best_value=self.progress.best_value,
+            documents_per_second=round(self.progress.documents / trained, 2) if trained else 0.0,
+            tokens_per_second=round(tokens / seconds, 1) if tokens else 0.0,
+            peak_memory_gb=round(peak_memory_gb(), 3),
+            seconds=round(trained, 1),
+        )
+
+
+def peak_memory_gb() -> float:
+    """Return the most memory held so far in GB (10^9 bytes): of the GPU where there is one, else of this process."""
+    if torch.cuda.is_available():
+        return torch.cuda.max_memory_allocated() / 1e9
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+
+
+def _facts(line: dict[str, Any]) -> str:
+    rates = f"{line['documents_per_second']:.1f} documents/s {line['tokens_per_second']:.0f} tokens/s"
+    return f"loss {line['loss']:.4g} {rates}"
+
+
+def _mix(seed: int, step: int, rank: int) -> int:
+    """Return one 63-bit seed for (seed, step, rank); numpy's SeedSequence spreads neighbouring values apart."""
+    from numpy.random import SeedSequence
+
+    return int(SeedSequence([seed, step, rank]).generate_state(1, dtype="uint64")[0]) >> 1
