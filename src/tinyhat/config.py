@@ -101,7 +101,7 @@ class TuneConfig(Section):
 
     rule: Literal["auto", "thresholds", "global", "top_k", "argmax"] = "auto"
     top_k: int = Field(5, ge=1)
-    shrink: float = Field(8.0, ge=0, description="positives at which a label's own threshold weighs as the global one")
+    shrink: float = Field(32.0, ge=0, description="positives at which a label's own threshold weighs as the global one")
     folds: int = Field(5, ge=2, description="cross-fitting folds of the reported dev figure")
 
 
