@@ -1,5 +1,36 @@
-"""tinyhat puts a classifier on any pretrained transformer encoder and carries it to production."""
+"""tinyhat puts a classifier on any pretrained transformer encoder and carries it to production.
+
+    import tinyhat
+
+    run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
+    tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
+
+The verbs of the command line (train, tune, evaluate, predict) are functions here. Importing tinyhat imports neither
+torch nor transformers.
+"""
 
 from __future__ import annotations
 
+from importlib import import_module
+from typing import Any
+
+from tinyhat.errors import UserError
+
 __version__ = "0.1.0"
+__all__ = ["Classifier", "TinyhatClassifier", "UserError", "evaluate", "load", "predict", "train", "tune"]
+
+_HOMES = {
+    "Classifier": "tinyhat.predict",
+    "load": "tinyhat.predict",
+    "TinyhatClassifier": "tinyhat.estimator",
+}
+_VERBS = ("train", "tune", "evaluate", "predict")
+
+
+def __getattr__(name: str) -> Any:
+    """Import public names when they are first used."""
+    if name in _HOMES:
+        return getattr(import_module(_HOMES[name]), name)
+    if name in _VERBS:
+        return import_module(f"tinyhat.{name}")
+    raise AttributeError(f"module 'tinyhat' has no attribute {name!r}")

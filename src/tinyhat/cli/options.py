@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -38,7 +38,11 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 def config_from(
-    data: str | None, columns: Mapping[str, Any], rest: Mapping[str, Any], recipe: str | None, assignments: list[str] | None
+    data: str | None,
+    columns: Mapping[str, Any],
+    rest: Mapping[str, Any],
+    recipe: str | None,
+    assignments: list[str] | None,
 ) -> Config:
     """Build the Config from a recipe, flags and --set.
 
@@ -64,6 +68,3 @@ def config_from(
 def say(sentence: str) -> None:
     """Tell people something on stderr; stdout belongs to results."""
     typer.echo(sentence, err=True)
-
-
-Say = Callable[[str], None]

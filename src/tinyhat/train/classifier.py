@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -99,15 +98,6 @@ def save_classifier(encoder: Encoder, folder: Path, max_tokens: int, strategy: s
         tokenizer.save_pretrained(temporary)
 
 
-def write_thresholds(folder: Path, thresholds: list[float | None]) -> None:
-    """Write probability thresholds into a checkpoint's config.json, for people who load it without tinyhat."""
-    path = folder / "config.json"
-    tree = json.loads(path.read_text(encoding="utf-8"))
-    tree["thresholds"] = thresholds
-    with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(tree, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-
-
 def _standardise(targets: Targets) -> tuple[Targets, FloatArray, FloatArray]:
     """Return regression targets with mean 0 and standard deviation 1, and both; other targets unchanged."""
     if targets.task != "regression":
@@ -132,10 +122,7 @@ def _evaluation(predictor: TorchPredictor, dev: Split, config: Config) -> Evalua
     reading = predictor.reader.read_cached(sample.texts, sample.pairs)
 
     def evaluate() -> tuple[str, float]:
-        present = TorchPredictor(
-            encoder, predictor.reader, predictor.numeric_plan, predictor.device, predictor.pack_tokens
-        )
-        return quick_metric(Scores(sample.ids, present.logits(reading), sample.targets, present.plan))
+        return quick_metric(Scores(sample.ids, predictor.logits(reading), sample.targets, predictor.plan))
 
     return evaluate
 

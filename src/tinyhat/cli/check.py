@@ -1,0 +1,55 @@
+"""`tinyhat check DATA`: what is in the data, and what is wrong with it, before anything is trained."""
+
+from __future__ import annotations
+
+import json
+
+import typer
+
+from tinyhat.cli import options as o
+
+
+def command(
+    data: o.Data,
+    task: o.Task = "auto",
+    text: o.Text = None,
+    pair: o.Pair = None,
+    label: o.Label = None,
+    labels: o.Labels = None,
+    target: o.Target = None,
+    id: o.Id = None,
+    label_list: o.LabelList = None,
+    group: o.Group = None,
+    weight: o.Weight = None,
+    source: o.Source = None,
+    limit: o.Limit = None,
+    model: str = typer.Option("minilm", "--model", help="Whose tokens lengths are counted in; 'linear' counts words."),
+    max_tokens: int = typer.Option(512, "--max-tokens", min=8, help="Longer documents are reported as cut."),
+    seed: o.Seed = 0,
+    assignments: o.Set = None,
+    as_json: o.Json = False,
+) -> None:
+    """Count labels and lengths, find duplicates, leakage, conflicts and unseen labels."""
+    columns: dict[str, object] = {
+        "task": task,
+        "text": text,
+        "pair": pair,
+        "label": label,
+        "labels": labels,
+        "target": target,
+        "id": id,
+    }
+    columns |= {"label_list": label_list, "group": group, "weight": weight, "source": source, "limit": limit}
+    rest = {"encoder.model": model, "reading.max_tokens": max_tokens, "train.seed": seed}
+    config = o.config_from(data, columns, rest, None, assignments)
+    from tinyhat.data.check import check_dataset, render_check
+    from tinyhat.data.read import read_dataset
+
+    dataset = read_dataset(config.data, config.train.seed)
+    tokenizer = None
+    if model != "linear":
+        from tinyhat.encoder.load import load_tokenizer
+
+        tokenizer = load_tokenizer(model)
+    result = check_dataset(dataset, tokenizer, config.evaluate.frequent, max_tokens)
+    typer.echo(json.dumps(result, ensure_ascii=False) if as_json else render_check(result))

@@ -1,0 +1,79 @@
+"""`tinyhat train DATA --out RUN`: documents in, a decided, measured, saved classifier out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+import typer
+
+from tinyhat.cli import options as o
+from tinyhat.errors import UserError
+
+
+def command(
+    data: o.Data,
+    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder: new or empty.")],
+    model: Annotated[str | None, typer.Option("--model", help="Hub name, local path, minilm or linear.")] = None,
+    task: o.Task = "auto",
+    text: o.Text = None,
+    pair: o.Pair = None,
+    label: o.Label = None,
+    labels: o.Labels = None,
+    target: o.Target = None,
+    id: o.Id = None,
+    label_list: o.LabelList = None,
+    group: o.Group = None,
+    weight: o.Weight = None,
+    max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Tokens read per document (512).")] = None,
+    truncation: Annotated[
+        Literal["head", "tail", "head_tail", "middle"] | None, typer.Option("--truncation", help="What is read (head).")
+    ] = None,
+    epochs: Annotated[float | None, typer.Option("--epochs", help="Times every document is read (3).")] = None,
+    max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps instead of epochs.")] = None,
+    batch_size: Annotated[int | None, typer.Option("--batch-size", help="Documents per step (32).")] = None,
+    learning_rate: Annotated[
+        float | None, typer.Option("--learning-rate", help="Of the body; derived from its width.")
+    ] = None,
+    recipe: o.Recipe = None,
+    assignments: o.Set = None,
+    source: o.Source = None,
+    limit: o.Limit = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Of everything random (0).")] = None,
+    baseline: Annotated[
+        bool | None, typer.Option("--baseline/--no-baseline", help="Fit the linear baseline beside the encoder.")
+    ] = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with this run after an interruption.")] = False,
+) -> None:
+    """Train, tune, evaluate and report."""
+    if epochs is not None and max_steps is not None:
+        raise UserError("--epochs and --max-steps exclude each other: give one of them")
+    columns: dict[str, object] = {
+        "task": task,
+        "text": text,
+        "pair": pair,
+        "label": label,
+        "labels": labels,
+        "target": target,
+        "id": id,
+    }
+    columns |= {"label_list": label_list, "group": group, "weight": weight, "source": source, "limit": limit}
+    rest = {
+        "encoder.model": model,
+        "reading.max_tokens": max_tokens,
+        "reading.strategy": truncation,
+        "train.epochs": epochs,
+        "train.max_steps": max_steps,
+        "train.batch_size": batch_size,
+        "train.learning_rate": learning_rate,
+        "train.seed": seed,
+        "evaluate.baseline": baseline,
+    }
+    config = o.config_from(data, columns, rest, recipe, assignments)
+    from tinyhat.cli.show import metrics_table
+    from tinyhat.pipeline import train
+    from tinyhat.run import read_json
+
+    run = train(config, out, resume, o.say)
+    metrics_table(read_json(run.metrics))
+    o.say(f"report: {run.report}")

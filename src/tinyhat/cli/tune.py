@@ -1,0 +1,27 @@
+"""`tinyhat tune RUN`: fit the decision rule again, without touching weights."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import typer
+
+from tinyhat.cli import options as o
+
+
+def command(
+    run: o.RunPath,
+    data: Annotated[str | None, typer.Option("--data", help="Other labelled documents to tune on.")] = None,
+    split: Annotated[str, typer.Option("--split", help="Which split to tune on.")] = "dev",
+    rule: Annotated[
+        Literal["auto", "thresholds", "global", "top_k", "top-k", "argmax"] | None,
+        typer.Option("--rule", help="How scores become labels."),
+    ] = None,
+    assignments: o.Set = None,
+) -> None:
+    """Fit thresholds on saved dev scores (or on --data) and write them into the model folder."""
+    from tinyhat.cli.show import metrics_table
+    from tinyhat.verbs import tune
+
+    chosen = None if rule is None else rule.replace("-", "_")
+    metrics_table(tune(run, data, split, chosen, assignments or [], o.say))

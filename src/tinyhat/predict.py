@@ -1,0 +1,127 @@
+"""A trained run as people use it: texts in, decided labels with probabilities out."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from tinyhat.config import Config, EncoderConfig, ReadingConfig
+from tinyhat.decision import Decision, read_decision
+from tinyhat.errors import UserError
+from tinyhat.types import Document, FloatArray, Prediction, Predictor
+from tinyhat.verb import make_callable
+
+make_callable(__name__, "predict")
+
+PACK_TOKENS = 8192  # as in training: the logits of one document may differ in the last bits between pack shapes
+
+
+class Classifier:
+    """A predictor with its decision.
+
+    Args:
+        predictor: turns documents into logits.
+        decision: turns logits into labels.
+    """
+
+    def __init__(self, predictor: Predictor, decision: Decision) -> None:
+        self.predictor, self.decision = predictor, decision
+
+    @property
+    def labels(self) -> tuple[str, ...]:
+        """The ordered label names; column j of the probabilities is ``labels[j]``."""
+        return self.decision.labels
+
+    def predict(self, texts: Sequence[str], top_k: int | None = None) -> list[dict[str, Any]]:
+        """Return one result per text, as `results` has it; ids are the positions.
+
+        Args:
+            texts: N texts.
+            top_k: as in `results`.
+        """
+        if isinstance(texts, str):
+            raise UserError("predict takes a list of texts, not one text: write predict([text])")
+        return list(self.results((Document(str(i), text) for i, text in enumerate(texts)), top_k))
+
+    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
+        """Return float32 [N, L] probabilities (regression: [N, K] values)."""
+        return self.decision.probabilities(self.logits(texts))
+
+    def logits(self, texts: Sequence[str]) -> FloatArray:
+        """Return float32 [N, L] logits."""
+        documents = (Document(str(i), text) for i, text in enumerate(texts))
+        rows = [p.logits for p in self.predictor.predict_logits(documents) if p.logits is not None]
+        return np.stack(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def results(self, documents: Iterable[Document], top_k: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield one result per document, in input order, in flat memory.
+
+        Each holds ``id``, ``labels`` (the decided ones, best first; for regression target name to value), ``scores``
+        (label to probability: of the decided ones, or of the `top_k` best), ``tokens_read`` and ``tokens_total``.
+        """
+        for prediction in self.predictor.predict_logits(iter(documents)):
+            yield self.result(prediction, top_k)
+
+    def result(self, prediction: Prediction, top_k: int | None = None) -> dict[str, Any]:
+        """Return the result of one document, as `results` describes it."""
+        if prediction.logits is None:
+            return {"id": prediction.id, "error": prediction.error}
+        tokens = {"tokens_read": prediction.tokens_read, "tokens_total": prediction.tokens_total}
+        probabilities = self.decision.probabilities(prediction.logits[None, :])[0]
+        if self.decision.task == "regression":
+            values = dict(zip(self.labels, map(float, probabilities), strict=True))
+            return {"id": prediction.id, "labels": values, "scores": values} | tokens
+        chosen = self.decision.decided_labels(prediction.logits)
+        shown = chosen if top_k is None else np.argsort(-prediction.logits, kind="stable")[:top_k]
+        return {
+            "id": prediction.id,
+            "labels": [self.labels[j] for j in chosen],
+            "scores": {self.labels[j]: float(probabilities[j]) for j in shown},
+        } | tokens
+
+
+def load(run: str | Path, plan: str | None = None) -> Classifier:
+    """Load a run (or its model folder) for prediction.
+
+    Args:
+        run: the folder that `train` wrote, or its ``model`` folder alone.
+        plan: a numeric plan; None is the one the thresholds were tuned in.
+
+    Raises:
+        UserError: not a run, or a decision that does not belong to these labels or weights.
+    """
+    folder = Path(run)
+    if not folder.is_dir():
+        raise UserError(f"{folder} does not exist: give the folder that 'tinyhat train --out' wrote")
+    if (folder / "model").is_dir():
+        folder = folder / "model"
+    decision = read_decision(folder)
+    if not (folder / "config.json").exists():
+        from tinyhat.evaluate.linear import LinearPredictor, load_linear
+
+        if plan not in (None, "fp32"):
+            raise UserError(f"--plan {plan}: the linear model computes in fp32 only")
+        return Classifier(LinearPredictor(load_linear(folder)), decision)
+    return Classifier(_torch_predictor(folder, decision, plan), decision)
+
+
+def _torch_predictor(folder: Path, decision: Decision, plan: str | None) -> Predictor:
+    from tinyhat.data.reading import Reader
+    from tinyhat.encoder.load import backend_tokenizer, load_trained
+    from tinyhat.encoder.precision import choose_plan
+    from tinyhat.head.predictor import TorchPredictor
+    from tinyhat.train.classifier import pick_device
+
+    device = pick_device()
+    encoder = load_trained(folder, EncoderConfig(model=str(folder)))
+    encoder.model.to(device)
+    reader = Reader(backend_tokenizer(encoder), ReadingConfig(**decision.reading))
+    return TorchPredictor(encoder, reader, choose_plan(plan or decision.plan, device), device, PACK_TOKENS)
+
+
+def config_of(manifest: dict[str, Any]) -> Config:
+    """Return the configuration a run was made with, from its manifest."""
+    return Config.model_validate(manifest["config"])

@@ -1,0 +1,239 @@
+"""The verbs in Python, the same as on the command line: train, tune, evaluate, predict."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, TextIO
+
+import numpy as np
+
+from tinyhat.conclude import SHOWN, decide_run, measure, measure_run, report_run, write_rule
+from tinyhat.config import Config, DataConfig, build_config
+from tinyhat.data.dataset import Split
+from tinyhat.data.read import BadRow, read_documents, read_split
+from tinyhat.decision import read_decision
+from tinyhat.errors import UserError
+from tinyhat.evaluate.scores import read_scores
+from tinyhat.predict import Classifier, load
+from tinyhat.run import Run, atomic_path, read_json, write_json
+from tinyhat.tune.rule import fit_rule
+from tinyhat.types import Document, Prediction, Scores
+
+Say = Callable[[str], None]
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
+def train(
+    data: str | Path,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    say: Say = print,
+) -> Run:
+    """Train a classifier: ``tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})``.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        out: the run folder, new or empty.
+        settings: dotted configuration keys and their values.
+        recipe: a YAML recipe below the settings.
+        resume: go on with this very run.
+        say: where remarks go.
+
+    Returns:
+        The finished run; ``tinyhat.load(run.path)`` predicts with it.
+
+    Raises:
+        UserError: whatever is wrong with the data, the settings or the folder, in one sentence.
+    """
+    from tinyhat.pipeline import train as train_config
+
+    return train_config(build_config(recipe, {**(settings or {}), "data.path": str(data)}), out, resume, say)
+
+
+def tune(
+    run: str | Path,
+    data: str | Path | None = None,
+    split: str = "dev",
+    rule: str | None = None,
+    assignments: Sequence[str] = (),
+    say: Say = _quiet,
+) -> dict[str, Any]:
+    """Fit the decision rule of a run again, on its saved scores or on `data`; weights stay as they are.
+
+    Args:
+        run: the run folder.
+        data: other labelled documents, or None for the saved scores.
+        split: which split of them.
+        rule: auto, thresholds, global, top_k or argmax; None keeps the run's.
+        assignments: further ``tune.key=value`` settings.
+        say: where remarks go.
+
+    Returns:
+        The run's metrics under the new rule, as in metrics.json.
+    """
+    folder = Run(Path(run))
+    manifest = folder.read_manifest()
+    config = _changed(manifest, assignments, {"tune.rule": rule})
+    if data is None and split == "dev":
+        decision = decide_run(folder, config, manifest)
+    else:
+        scores = _scores(folder, config, data, split, None)
+        fitted_on = {"split": split, "documents": len(scores.ids)} | ({"data": str(data)} if data else {})
+        decision = write_rule(folder, config, manifest, fit_rule(scores, config.tune), fitted_on, scores.plan)
+    manifest["config"] = config.model_dump(mode="json")
+    write_json(folder.manifest, manifest)
+    before = read_json(folder.metrics)
+    kept = ("samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step")
+    facts = {key: before[key] for key in (*kept, "baseline", "notes") if key in before}
+    metrics = measure_run(folder, config, manifest, facts | {"reading": {before["split"]: before.get("reading")}})
+    report_run(folder, manifest, metrics, None)
+    fitted = decision.fitted_on
+    say(f"rule: {decision.rule.kind}, fitted on {fitted['documents']} {fitted['split']} documents")
+    return metrics
+
+
+def evaluate(
+    run: str | Path,
+    data: str | Path | None = None,
+    split: str | None = None,
+    plan: str | None = None,
+    assignments: Sequence[str] = (),
+) -> dict[str, Any]:
+    """Measure a run on its saved scores, or on other labelled documents.
+
+    Args:
+        run: the run folder.
+        data: other labelled documents; they are predicted first.
+        split: dev or test; None is test where there is one.
+        plan: numeric plan for `data`.
+        assignments: further ``evaluate.key=value`` settings.
+
+    Returns:
+        The metrics, as in metrics.json for one split.
+    """
+    folder = Run(Path(run))
+    manifest = folder.read_manifest()
+    config = _changed(manifest, assignments, {})
+    if plan is not None and data is None:
+        raise UserError(
+            "--plan changes how documents are computed: give them with --data (saved scores stay as they are)"
+        )
+    chosen = split or next((n for n in reversed(SHOWN) if (folder.scores / f"{n}.safetensors").exists()), "test")
+    scores = _scores(folder, config, data, chosen, plan)
+    # only the split the rule was fitted on needs cross-fitting
+    name = "dev" if data is None and chosen == "dev" else "test"
+    rule = read_decision(folder.model).rule
+    return measure(scores, rule, name, np.array(manifest["train_counts"]), config) | {"split": chosen}
+
+
+def predict(
+    run: str | Path,
+    source: str,
+    out: Path | None = None,
+    top_k: int | None = None,
+    plan: str | None = None,
+    columns: Mapping[str, Any] | None = None,
+    say: Say = _quiet,
+) -> int:
+    """Predict every document of `source`, one JSON line each, in input order and flat memory.
+
+    Args:
+        run: the run folder or its model folder.
+        source: csv, tsv, jsonl, parquet or txt file; ``-`` reads JSON lines from stdin.
+        out: file to write, complete or not at all; None is stdout.
+        top_k: scores of the k best labels instead of the decided ones.
+        plan: numeric plan; None is the one the thresholds were tuned in.
+        columns: text, pair, id column names where they cannot be detected.
+        say: where remarks go.
+
+    Returns:
+        The number of bad rows; each has an ``error`` field in the output.
+    """
+    classifier = load(run, plan)
+    given = _columns(Path(run)) | {key: value for key, value in (columns or {}).items() if value}
+    rows = read_documents(source, DataConfig(**given))
+    bad = total = 0
+    with _output(out) as stream:
+        for result in _in_order(classifier, rows, top_k):
+            bad += "error" in result
+            total += 1
+            stream.write(json.dumps(result, ensure_ascii=False) + "\n")
+    if bad:
+        say(f"{bad} of {total} rows could not be read; their lines have an 'error' field")
+    return bad
+
+
+def _in_order(classifier: Classifier, rows: Iterator[Document | BadRow], top_k: int | None) -> Iterator[dict[str, Any]]:
+    """Predict the good rows and put the bad ones back where they were."""
+    waiting: list[tuple[int, BadRow]] = []  # (good documents before it, the row)
+    passed = 0
+
+    def good() -> Iterator[Document]:
+        nonlocal passed
+        for row in rows:
+            if isinstance(row, BadRow):
+                waiting.append((passed, row))
+            else:
+                passed += 1
+                yield row
+
+    for done, result in enumerate(classifier.results(good(), top_k)):
+        while waiting and waiting[0][0] <= done:
+            yield _error(waiting.pop(0)[1])
+        yield result
+    for _, row in waiting:
+        yield _error(row)
+
+
+def _error(row: BadRow) -> dict[str, Any]:
+    return {"id": row.id, "error": row.error}
+
+
+@contextmanager
+def _output(out: Path | None) -> Iterator[TextIO]:
+    if out is None:
+        yield sys.stdout
+        sys.stdout.flush()
+        return
+    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        yield stream
+
+
+def _changed(manifest: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any]) -> Config:
+    """Return the run's configuration with changes on top."""
+    tree = {f"{s}.{k}": v for s, keys in manifest["config"].items() for k, v in keys.items()}
+    return build_config(None, tree | {k: v for k, v in flags.items() if v is not None}, assignments)
+
+
+def _scores(run: Run, config: Config, data: str | Path | None, split: str, plan: str | None) -> Scores:
+    """Return saved scores, or predict `data` and return its scores."""
+    if data is None:
+        return read_scores(run.scores, split)
+    classifier = load(run.path, plan)
+    documents = _labelled(config, data, split, classifier)
+    found: list[Prediction] = list(classifier.predictor.predict_logits(documents.documents()))
+    logits = np.stack([p.logits for p in found if p.logits is not None])
+    return Scores(documents.ids, logits, documents.targets, classifier.predictor.plan)
+
+
+def _labelled(config: Config, data: str | Path, split: str, classifier: Classifier) -> Split:
+    columns = config.data.model_copy(update={"path": str(data), "limit": None})
+    return read_split(columns, split, classifier.labels, classifier.decision.task)
+
+
+def _columns(run: Path) -> dict[str, Any]:
+    """Return the text columns a run was trained with, so that predict finds the same ones."""
+    manifest = run / "manifest.json"
+    if not manifest.exists():
+        return {}
+    data = read_json(manifest)["config"]["data"]
+    return {key: data[key] for key in ("text", "pair", "id") if data[key]}
