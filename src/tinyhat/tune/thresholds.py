@@ -69,7 +69,8 @@ def global_threshold(logits_NL: FloatArray, true: Csr) -> float:
     predicted = np.array([np.count_nonzero(logits_NL >= probe) for probe in probes])
     hits = len(positives) - np.searchsorted(positives, probes, side="left")
     known = float(np.max(2.0 * hits / (predicted + len(positives))))
-    useless = probes[predicted > len(positives) * (2 - known) / known]
+    # the slack is for rounding: a cut that reaches f with every positive found sits exactly on the bound
+    useless = probes[predicted > len(positives) * (2 - known) / known * (1 + 1e-9)]
     floor = useless.max() if len(useless) else -np.inf
     useful = positives[positives >= floor]
     candidates = np.sort(logits_NL[logits_NL >= floor])
