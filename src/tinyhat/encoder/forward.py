@@ -1,0 +1,72 @@
+"""A pack through an encoder: one [1, T] forward with boundaries, or padded batches by length. S sequences, L labels."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import torch
+
+from tinyhat.encoder.load import Encoder
+from tinyhat.types import IntArray, Pack
+
+MAX_PADDING = 0.15  # share of padding in a padded batch before it is split
+
+
+def forward_pack(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+    """Return the logits of every sequence of `pack`, [S, L], in the pack's order.
+
+    Args:
+        encoder: loaded, and on `device`.
+        pack: with ``position_ids`` counted from ``encoder.first_position``.
+        device: where the encoder is.
+    """
+    return _packed(encoder, pack, device) if encoder.packed else _padded(encoder, pack, device)
+
+
+def _packed(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+    inputs: dict[str, Any] = {
+        "input_ids": torch.from_numpy(pack.input_ids).to(device)[None],
+        "position_ids": torch.from_numpy(pack.position_ids).to(device)[None],
+        "cu_seqlens": torch.from_numpy(pack.cu_seqlens).to(device),
+        "max_seqlen": pack.max_seqlen,
+        "gather": True,
+    }
+    if pack.token_type_ids is not None and encoder.takes_token_types:
+        inputs["token_type_ids"] = torch.from_numpy(pack.token_type_ids).to(device)[None]
+    return encoder.model(**inputs).logits
+
+
+def _padded(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+    lengths = np.diff(pack.cu_seqlens).astype(np.int64)
+    order = np.argsort(-lengths, kind="stable")
+    groups = _length_groups(lengths[order])
+    logits = [_rectangle(encoder, pack, order[group], lengths, device) for group in groups]
+    back = torch.from_numpy(np.argsort(order)).to(device)
+    return torch.cat(logits)[back]
+
+
+def _length_groups(descending: IntArray) -> list[slice]:
+    """Cut sequences sorted by falling length into batches with at most MAX_PADDING of padding."""
+    groups, begin, tokens = [], 0, 0
+    for end, length in enumerate(descending):
+        if end > begin and tokens + length < (1 - MAX_PADDING) * descending[begin] * (end + 1 - begin):
+            groups.append(slice(begin, end))
+            begin, tokens = end, 0
+        tokens += int(length)
+    return [*groups, slice(begin, len(descending))]
+
+
+def _rectangle(
+    encoder: Encoder, pack: Pack, sequences: IntArray, lengths: IntArray, device: torch.device
+) -> torch.Tensor:
+    within = np.arange(lengths[sequences].max())
+    real = within < lengths[sequences, None]
+    source = np.where(real, pack.cu_seqlens[sequences, None] + within, 0)
+    inputs = {
+        "input_ids": torch.from_numpy(np.where(real, pack.input_ids[source], encoder.pad_token_id)).to(device),
+        "attention_mask": torch.from_numpy(real.astype(np.int64)).to(device),
+    }
+    if pack.token_type_ids is not None and encoder.takes_token_types:
+        inputs["token_type_ids"] = torch.from_numpy(np.where(real, pack.token_type_ids[source], 0)).to(device)
+    return encoder.model(**inputs).logits
