@@ -3,9 +3,8 @@
     python benchmarks/metrics.py [--documents 6000] [--labels 4271] [--slow] [--json]
 
 The scores are synthetic with the shape of EURLEX57K's dev split: about five labels a document, label frequencies by
-Zipf's law. Every row is the
-best of up to three runs; rows that compute the same number are checked to agree. `--slow` adds scikit-learn on dense
-arrays for precision-recall curves (minutes).
+Zipf's law. Every row is the best of up to three runs; rows that compute the same number are checked to agree. `--slow`
+adds scikit-learn's precision-recall curve for every label.
 """
 
 from __future__ import annotations
