@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import transformers
+from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
@@ -137,6 +138,19 @@ def backend_tokenizer(encoder: Encoder) -> Tokenizer:
     return tokenizer
 
 
+def enable_checkpointing(model: PreTrainedModel) -> None:
+    """Keep no activations inside layers and compute them again in the backward pass (Chen et al. 2016).
+
+    Raises:
+        UserError: the model has no such mode.
+    """
+    if not model.supports_gradient_checkpointing:
+        raise UserError(f"encoder.gradient_checkpointing: {type(model).__name__} has no such mode; leave it out")
+    # renamed in transformers 5.2x, where the old name warns
+    enable = getattr(model, "activation_checkpointing_enable", None) or model.gradient_checkpointing_enable
+    enable({"use_reentrant": False})
+
+
 def _source(name: str) -> str | Path:
     """Return what transformers should load: the folder of the embedded model, a folder, or a hub name."""
     if name == "minilm":
@@ -174,7 +188,7 @@ def _one_sentence(name: str) -> Iterator[None]:
     transformers.logging.disable_progress_bar()
     try:
         yield
-    except (OSError, ValueError, ImportError, KeyError, RuntimeError) as error:
+    except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         text = str(error)
         if "connect" in text or "offline" in text:
             raise UserError(
@@ -254,7 +268,7 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
     max_positions = positions - first_position if positions and positions > 0 else None
     packed, reason = choose_path(name, model, config, first_position, max_positions, set(tokenizer.all_special_ids))
     if config.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
+        enable_checkpointing(model)
     if config.compile:
         model.compile(dynamic=True)
     takes_token_types = (
