@@ -12,10 +12,10 @@ import pytest
 ROOT = Path(__file__).parent.parent
 SOURCE = ROOT / "src" / "tinyhat"
 LAYERS = {
-    "errors": 0, "types": 0, "run": 0, "decision": 0, "config": 0, "__init__": 0,
+    "errors": 0, "verb": 0, "types": 0, "run": 0, "decision": 0, "config": 0, "__init__": 0,
     "data": 1, "tune": 1, "evaluate": 1, "report": 1,
     "encoder": 2, "head": 3, "train": 4, "embed": 4,
-    "compress": 5, "serve": 5, "scale": 5, "pipeline": 5, "predict": 5, "demo": 5, "estimator": 5,
+    "compress": 5, "serve": 5, "scale": 5, "conclude": 5, "verbs": 5, "pipeline": 5, "predict": 5, "demo": 5, "estimator": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
 ORDER = ["errors", "types", "config", "run", "decision", "data", "tune", "evaluate", "report"]  # within L0 and L1

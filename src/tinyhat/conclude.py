@@ -16,7 +16,7 @@ from tinyhat.evaluate.scores import read_scores
 from tinyhat.run import Run, file_sha256, read_json, write_json
 from tinyhat.tune.decided import Csr, decide
 from tinyhat.tune.rule import cross_fitted, fit_rule
-from tinyhat.types import IntArray, Scores
+from tinyhat.types import Scores
 
 SHOWN = ("dev", "test")  # splits that are scored and kept
 
@@ -64,9 +64,9 @@ def _write_thresholds(path: Path, thresholds: list[float | None]) -> None:
 def measure_run(run: Run, config: Config, manifest: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Measure every saved split and write metrics.json: the main split's numbers on top, all under ``splits``."""
     rule = read_decision(run.model).rule
-    counts = np.array(manifest["train_counts"])
+    labels = labels_of(manifest)
     names = [n for n in SHOWN if (run.scores / f"{n}.safetensors").exists()]
-    splits = {name: measure(read_scores(run.scores, name), rule, name, counts, config) for name in names}
+    splits = {name: measure(read_scores(run.scores, name), rule, name, labels, config) for name in names}
     main = main_split(splits)
     reading = facts.pop("reading", {}) or {}
     metrics = splits[main] | facts | {"reading": reading.get(main), "splits": splits}
@@ -74,7 +74,7 @@ def measure_run(run: Run, config: Config, manifest: dict[str, Any], facts: dict[
     return metrics
 
 
-def measure(scores: Scores, rule: Rule, split: str, train_counts: IntArray, config: Config) -> dict[str, Any]:
+def measure(scores: Scores, rule: Rule, split: str, labels: LabelSpace, config: Config) -> dict[str, Any]:
     """Return the metrics of one split; dev is decided by cross-fitting, so that its figure is not the fitted one."""
     assert scores.targets is not None
     decided: Csr | None = None
@@ -84,8 +84,13 @@ def measure(scores: Scores, rule: Rule, split: str, train_counts: IntArray, conf
             decided, summary = cross_fitted(scores, config.tune, config.train.seed)
         else:
             decided = decide(rule, scores.logits)
-    metrics = evaluate_scores(scores, decided, train_counts, config.evaluate, config.train.seed)
+    metrics = evaluate_scores(scores, decided, labels.train_counts, config.evaluate, config.train.seed, labels.names)
     return metrics | {"split": split, "task": scores.targets.task, "tuning": summary}
+
+
+def labels_of(manifest: dict[str, Any]) -> LabelSpace:
+    """Return the label space of a run, from its manifest."""
+    return LabelSpace(tuple(manifest["labels"]), np.array(manifest["train_counts"], dtype=np.int64))
 
 
 def main_split(splits: dict[str, Any]) -> str:
@@ -112,6 +117,5 @@ def report_run(run: Run, manifest: dict[str, Any], metrics: dict[str, Any], spli
     decided = None
     if metrics["task"] != "regression":
         decided = decide(read_decision(run.model).rule, scores.logits)
-    labels = LabelSpace(tuple(manifest["labels"]), np.array(manifest["train_counts"]))
-    build_report(run, manifest["data"]["name"], labels, scores, decided, split)
+    build_report(run, manifest["data"]["name"], labels_of(manifest), scores, decided, split)
     write_card(run)

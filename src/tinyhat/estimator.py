@@ -14,9 +14,11 @@ from sklearn.base import BaseEstimator, ClassifierMixin
 from sklearn.utils.validation import check_is_fitted
 
 from tinyhat.config import Config, build_config
-from tinyhat.data.dataset import Dataset, Split
-from tinyhat.data.labels import LabelSpace, encode_labels
-from tinyhat.data.split import split_rows
+from tinyhat.data.assemble import assemble, label_names
+from tinyhat.data.dataset import Dataset
+from tinyhat.data.labels import encode_labels
+from tinyhat.data.raw import RawDataset, RawSplit
+from tinyhat.data.split import stratified_split
 from tinyhat.errors import UserError
 from tinyhat.pipeline import train_dataset
 from tinyhat.predict import Classifier, load
@@ -133,19 +135,14 @@ def _texts(X: Sequence[str]) -> list[str]:
 
 def _dataset(texts: list[str], y: list[Any], config: Config) -> Dataset:
     """Build a dataset with a dev part from lists in memory."""
-    multi = any(isinstance(label, list | tuple | set | frozenset) for label in y)
-    task: Task = "multi" if multi else "single"
+    multi = any(isinstance(labels, list | tuple | set | frozenset) for labels in y)
     lists = [[str(label) for label in labels] if multi else [str(labels)] for labels in y]
-    names = tuple(sorted({label for labels in lists for label in labels}))
-    if len(names) < 2:
-        raise UserError(f"y holds {len(names)} class; a classifier needs at least two")
-    targets, _ = encode_labels(lists, names, task)
-    everything = Split("all", [str(i) for i in range(len(texts))], texts, targets)
-    rows = split_rows(targets, config.data.dev_share, config.train.seed)
-    splits = {"train": everything.take(rows[0], "train"), "dev": everything.take(rows[1], "dev")}
-    labels = LabelSpace(names, _counts(splits["train"].targets))
-    return Dataset("memory", task, labels, splits, sha256="memory")
+    everything = RawSplit(ids=[str(i) for i in range(len(texts))], texts=texts, labels=lists)
+    task: Task = "multi" if multi else "single"
+    kept, held = stratified_split(_targets(lists, task), config.data.dev_share, config.train.seed)
+    splits = {"train": everything.take(kept), "dev": everything.take(held)}
+    return assemble(RawDataset(task, splits), config.data, config.train.seed, "y")
 
 
-def _counts(targets: Targets) -> npt.NDArray[np.int64]:
-    return np.bincount(targets.values[targets.values >= 0].astype(np.int64), minlength=targets.width)
+def _targets(lists: list[list[str]], task: Task) -> Targets:
+    return encode_labels(lists, label_names(lists), task)[0]

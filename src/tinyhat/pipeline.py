@@ -157,7 +157,7 @@ def _baseline(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[str,
         if name in SHOWN
     }
     rule = fit_rule(scores["dev"], config.tune)
-    result = {n: measure(s, rule, n, dataset.labels.train_counts, plain) for n, s in scores.items()}
+    result = {n: measure(s, rule, n, dataset.labels, plain) for n, s in scores.items()}
     metrics = result[main_split(scores)] | {"train_seconds": round(seconds, 1), "splits": result}
     write_json(path, metrics)
     say(f"baseline: {headline(metrics)} ({metrics['split']}, {seconds:.0f} s)")

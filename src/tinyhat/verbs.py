@@ -11,7 +11,7 @@ from typing import Any, TextIO
 
 import numpy as np
 
-from tinyhat.conclude import SHOWN, decide_run, measure, measure_run, report_run, write_rule
+from tinyhat.conclude import SHOWN, decide_run, labels_of, measure, measure_run, report_run, write_rule
 from tinyhat.config import Config, DataConfig, build_config
 from tinyhat.data.dataset import Split
 from tinyhat.data.read import BadRow, read_documents, read_split
@@ -132,7 +132,7 @@ def evaluate(
     # only the split the rule was fitted on needs cross-fitting
     name = "dev" if data is None and chosen == "dev" else "test"
     rule = read_decision(folder.model).rule
-    return measure(scores, rule, name, np.array(manifest["train_counts"]), config) | {"split": chosen}
+    return measure(scores, rule, name, labels_of(manifest), config) | {"split": chosen}
 
 
 def predict(

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pytest
-
 from tests.tiny.models import tiny_model
+
 from tinyhat.config import TrainConfig
 from tinyhat.train.optim import base_rate, build_optimizer, rate_factor, set_rate
 

@@ -6,7 +6,7 @@ import json
 
 import typer
 
-from tinyhat.cli import options as o
+import tinyhat.cli.options as o
 
 
 def command(

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from tinyhat.cli import options as o
+import tinyhat.cli.options as o
 
 
 def command(

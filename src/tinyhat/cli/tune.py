@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from tinyhat.cli import options as o
+import tinyhat.cli.options as o
 
 
 def command(

@@ -1,4 +1,4 @@
-"""A dataset as everything downstream sees it: splits of documents with targets, one label space, and what was noticed."""
+"""A dataset as everything downstream sees it: splits of documents with targets and one label space."""
 
 from __future__ import annotations
 

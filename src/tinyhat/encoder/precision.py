@@ -54,7 +54,15 @@ def _has_bf16(device: torch.device) -> tuple[bool, str]:
         fast = torch.cuda.is_bf16_supported(including_emulation=False)
         return fast, f"{torch.cuda.get_device_name(device)} {'has' if fast else 'lacks'} bf16 products"
     if device.type == "cpu":
-        capability = torch.cpu.get_capabilities()
-        found = [name for name in ("amx_bf16", "avx512_bf16") if capability.get(name)]
-        return bool(found), f"the processor has {found[0]}" if found else "the processor has neither AMX nor AVX-512 bf16"
+        found = _cpu_bf16()
+        return bool(found), f"the processor has {found}" if found else "the processor has neither AMX nor AVX-512 bf16"
     return False, f"bf16 is not used on {device.type}"
+
+
+def _cpu_bf16() -> str | None:
+    # torch.cpu.get_capabilities is new in torch 2.12; before it the same facts are private functions
+    if hasattr(torch.cpu, "get_capabilities"):
+        has = torch.cpu.get_capabilities()
+        return next((name for name in ("amx_bf16", "avx512_bf16") if has.get(name)), None)
+    checks = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
+    return next((name for name, check in checks.items() if getattr(torch.cpu, check, bool)()), None)
