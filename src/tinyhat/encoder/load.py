@@ -24,6 +24,7 @@ from transformers import (
 )
 
 from tinyhat.config import EncoderConfig
+from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.path import choose_path
 from tinyhat.errors import UserError, missing_extra
 from tinyhat.run import file_sha256
@@ -70,7 +71,8 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into `folder`, as plain transformers would."""
-        self.model.save_pretrained(folder)
+        with _quiet():
+            self.model.save_pretrained(folder)
 
 
 def load_encoder(
@@ -130,12 +132,37 @@ def load_trained(folder: Path, config: EncoderConfig) -> Encoder:
     return _build(folder.name, model, tokenizer, config, [])
 
 
+def load_tokenizer(name: str) -> Tokenizer:
+    """Return the Rust tokenizer of an encoder without loading its weights.
+
+    Args:
+        name: ``minilm``, a folder, or a hub name.
+
+    Raises:
+        UserError: as `load_encoder`.
+    """
+    source = _source(name)
+    with _one_sentence(name):
+        tokenizer = AutoTokenizer.from_pretrained(source)
+    _require_fast(name, tokenizer)
+    return _plain(tokenizer.backend_tokenizer)
+
+
 def backend_tokenizer(encoder: Encoder) -> Tokenizer:
     """Return the Rust tokenizer behind ``encoder.tokenizer``, a copy without truncation and padding."""
-    tokenizer: Tokenizer = Tokenizer.from_str(encoder.tokenizer.backend_tokenizer.to_str())
+    return _plain(encoder.tokenizer.backend_tokenizer)
+
+
+def _plain(backend: Tokenizer) -> Tokenizer:
+    tokenizer: Tokenizer = Tokenizer.from_str(backend.to_str())
     tokenizer.no_truncation()
     tokenizer.no_padding()
     return tokenizer
+
+
+def _require_fast(name: str, tokenizer: Any) -> None:
+    if not getattr(tokenizer, "is_fast", False):
+        raise UserError(f"encoder.model = {name!r} has no fast tokenizer (tokenizer.json): convert it or take another")
 
 
 def enable_checkpointing(model: PreTrainedModel) -> None:
@@ -182,12 +209,9 @@ def _minilm() -> Path:
 @contextmanager
 def _one_sentence(name: str) -> Iterator[None]:
     """Turn what transformers and the hub client raise about a model into one sentence, and keep them quiet."""
-    level = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
     try:
-        yield
+        with _quiet():
+            yield
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         text = str(error)
         if "connect" in text or "offline" in text:
@@ -201,6 +225,17 @@ def _one_sentence(name: str) -> Iterator[None]:
             ) from error
         first = text.strip().splitlines()[0] if text.strip() else type(error).__name__
         raise UserError(f"encoder.model = {name!r} cannot be loaded: {first}") from error
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Silence transformers' load reports and its progress bars; what matters of them is said by us."""
+    level = transformers.logging.get_verbosity()
+    bars = transformers.logging.is_progress_bar_enabled()
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    try:
+        yield
     finally:
         transformers.logging.set_verbosity(level)
         if bars:
@@ -257,12 +292,12 @@ def _fresh_head(model: PreTrainedModel) -> None:
 
 
 def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderConfig, notes: list[str]) -> Encoder:
-    if not getattr(tokenizer, "is_fast", False):
-        raise UserError(f"encoder.model = {name!r} has no fast tokenizer (tokenizer.json): convert it or take another")
+    _require_fast(name, tokenizer)
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
+    install_fast_dropout(model)
     first_position = _first_position(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     max_positions = positions - first_position if positions and positions > 0 else None
