@@ -94,8 +94,12 @@ def multi() -> tuple[Scores, sparse.csr_array, LabelSpace]:
 def test_multi_label_mistakes_are_the_surest():
     scores, decided, labels = multi()
     wrong, missed = multi_mistakes(scores, decided, labels, None, frequent=50)
-    # one of a document and of a label: rare at 4.0 in c, frequent at 3.0 in a; rare again in b is passed over
-    assert [(m.id, m.reason) for m in wrong] == [("c", "rare decided at 98%"), ("a", "frequent decided at 95%")]
+    # a document once, and new labels first: unseen in c is left out, rare again in b comes last
+    assert [(m.id, m.reason) for m in wrong] == [
+        ("c", "rare decided at 98%"),
+        ("a", "frequent decided at 95%"),
+        ("b", "rare decided at 73%"),
+    ]
     assert [(m.id, m.reason) for m in missed] == [("c", "frequent missed at under 1%")]
     assert [(c.label, c.kind) for c in wrong[1].chips] == [
         ("frequent", "wrong"),

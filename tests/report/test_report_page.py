@@ -16,7 +16,7 @@ from tinyhat.run import Run
 from tinyhat.types import Scores
 
 TASKS = ["single", "multi", "regression"]
-VOID = {"meta", "line", "circle", "br", "path", "use", "rect", "image", "clippath", "link", "img"}
+VOID = {"meta", "line", "circle", "br", "path", "use", "wbr", "rect", "image", "clippath", "link", "img"}
 
 
 class Page(HTMLParser):
@@ -29,7 +29,7 @@ class Page(HTMLParser):
         self.addresses: list[str] = []
         self.ids: list[str] = []
         self.words: list[str] = []
-        self.feed(source)
+        self.feed(source.replace("<wbr>", ""))
 
     def handle_starttag(self, tag, attrs):
         self.tags.append(tag)

@@ -193,7 +193,7 @@ def _rule(decision: Decision | None, task: str) -> str:
     }[rule.kind]
     fitted = decision.fitted_on
     source = ""
-    if task != "regression" and fitted.get("split"):
+    if rule.kind in ("thresholds", "global") and fitted.get("split"):
         source = f" Fitted on {fitted['split']} ({show(fitted.get('documents'))} documents)."
     return (
         f"## Decision\n\n{said}{source} `decision.json` holds the rule with the label order, and tinyhat refuses "
@@ -220,11 +220,12 @@ def _made(manifest: Mapping[str, Any], metrics: Mapping[str, Any], decision: Dec
         "Versions": ", ".join(f"{n} {packages[n]}" for n in ("tinyhat", "torch", "transformers") if packages.get(n)),
     }
     lines = [f"* {name}: {value}" for name, value in facts.items() if value]
+    lines += [f"* Note: {_no_paths(str(note))}" for note in data.get("notes") or []]
     return "## How it was made\n\n" + "\n".join(lines) if lines else ""
 
 
 def _limits(metrics: Mapping[str, Any], manifest: Mapping[str, Any], decision: Decision | None) -> str:
-    """Return what the model is known not to do, from measured facts only, and the notes on its data."""
+    """Return what the model is known not to do, from measured facts only."""
     found = []
     if decision is not None and decision.unseen and decision.task != "regression":
         found.append(f"{len(decision.unseen):,} of {len(decision.labels):,} labels had no training document.")
@@ -239,6 +240,5 @@ def _limits(metrics: Mapping[str, Any], manifest: Mapping[str, Any], decision: D
         found.append(f"{share:.1%} of the documents were longer than {show(reading.get('max_tokens'))} tokens and cut.")
     if metrics.get("split") == "dev":
         found.append("The numbers are from the dev split, on which training also chose its best step.")
-    found += [_no_paths(str(note)) for note in (manifest.get("data") or {}).get("notes") or []]
     found.append("Documents of another kind than those it was trained on were not measured.")
     return "## Limits\n\n" + "\n".join(f"* {line}" for line in found)

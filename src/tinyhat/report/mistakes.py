@@ -58,7 +58,7 @@ def multi_mistakes(
     """Return the surest false positives and the surest misses of a multi-label run.
 
     Misses are taken among labels with at least `frequent` training documents where there are any: that a label seen
-    twice is missed teaches nothing. A document and a label appear once each.
+    twice is missed teaches nothing. A document appears once, and a label again only when there are no others.
 
     Args:
         scores: logits [N, L] with targets.
@@ -74,7 +74,7 @@ def multi_mistakes(
     def pick(rows: IntArray, columns: IntArray, sign: int, word: str) -> list[Mistake]:
         order = np.argsort(sign * scores.logits[rows, columns], kind="stable")
         found = []
-        for i, j in _once(zip(rows[order], columns[order], strict=True)):
+        for i, j in _varied(zip(rows[order], columns[order], strict=True), EXAMPLES):
             probability = float(activate(scores.logits[i : i + 1, j : j + 1], "sigmoid")[0, 0])
             reason = f"{labels.names[j]} {word} at {_percent(probability)}"
             found.append(_document(scores, i, _row(decided, i), _row(true, i), labels, texts, reason))
@@ -87,14 +87,15 @@ def multi_mistakes(
 
 
 def single_mistakes(scores: Scores, labels: LabelSpace, split: Split | None) -> list[Mistake]:
-    """Return the documents whose wrong label got the highest probability (argmax of logits [N, L])."""
+    """Return documents surest of a wrong label (argmax of logits [N, L]), varied in that label."""
     assert scores.targets is not None, "mistakes need true targets"
     true = scores.targets.values.astype(np.int64)
     best, confidence = top_probability(scores.logits)
     wrong = np.flatnonzero((true >= 0) & (best != true))
     texts = _texts(split)
     found = []
-    for i in wrong[np.argsort(-confidence[wrong], kind="stable")][: 2 * EXAMPLES]:
+    wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
+    for i, _ in _varied(zip(wrong, best[wrong], strict=True), 2 * EXAMPLES):
         probability = activate(scores.logits[i : i + 1], "softmax")[0]
         decided, right = int(best[i]), int(true[i])
         found.append(
@@ -165,17 +166,26 @@ def _row(matrix: Csr, i: int) -> IntArray:
     return np.asarray(matrix.indices[matrix.indptr[i] : matrix.indptr[i + 1]], dtype=np.int64)
 
 
-def _once(cells: Iterable[tuple[int, int]]) -> Iterable[tuple[int, int]]:
-    """Yield the first cells, no document and no label twice."""
-    rows: set[int] = set()
-    columns: set[int] = set()
+def _varied(cells: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int]]:
+    """Return up to `most` (document, label) cells, each document once; labels not yet shown come first.
+
+    Without this the ten surest mistakes of a young model are ten times the same one.
+    """
+    chosen: dict[int, int] = {}
+    passed: list[tuple[int, int]] = []
+    labels: set[int] = set()
     for i, j in cells:
-        if len(rows) == EXAMPLES:
-            return
-        if i not in rows and j not in columns:
-            rows.add(i)
-            columns.add(j)
-            yield int(i), int(j)
+        if len(chosen) == most:
+            break
+        if j in labels and len(passed) < most:
+            passed.append((i, j))
+        elif j not in labels and i not in chosen:
+            chosen[int(i)] = int(j)
+            labels.add(j)
+    for i, j in passed:
+        if len(chosen) < most:
+            chosen.setdefault(int(i), int(j))
+    return list(chosen.items())
 
 
 def _texts(split: Split | None) -> dict[str, str]:

@@ -101,11 +101,13 @@ def build_report(
 
 def _render(page: dict[str, Any]) -> str:
     from jinja2 import Environment, PackageLoader
+    from markupsafe import Markup, escape
 
     # autoescape: texts and label names of the data are written as text, whatever they hold
     environment = Environment(loader=PackageLoader("tinyhat.report", "."), autoescape=True, trim_blocks=True)
     environment.filters |= {
         "show": show, "interval": show_interval, "readable": readable, "seconds": show_seconds,
+        "breakable": lambda name: escape(name).replace("_", Markup("_<wbr>")),
         "whole": lambda value: f"{value:,}" if isinstance(value, int) else "–",
     }  # fmt: skip
     return environment.get_template("page.html").render(page).lstrip()
