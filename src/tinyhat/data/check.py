@@ -82,12 +82,13 @@ class _Near:
         self.cluster = {n: cluster[b : b + len(dataset.splits[n])] for n, b in self.begins.items()}
         self.pairs = pairs
 
-    def between(self, one: str, other: str, sizes: tuple[int, int]) -> list[tuple[int, int]]:
-        """Return the first pairs (row in `one`, row in `other`)."""
-        a, b = self.begins[one], self.begins[other]
-        left, right = self.pairs[:, 0], self.pairs[:, 1]
-        across = (left >= a) & (left < a + sizes[0]) & (right >= b) & (right < b + sizes[1])
-        return [(int(i) - a, int(j) - b) for i, j in self.pairs[across][:EXAMPLES]]
+    def between(self, one: Split, other: Split) -> list[tuple[int, int]]:
+        """Return pairs (row in `one`, row in `other`), one for each row of `other`."""
+        a, b = self.begins[one.name], self.begins[other.name]
+        left, right = self.pairs[:, 0] - a, self.pairs[:, 1] - b
+        across = (left >= 0) & (left < len(one)) & (right >= 0) & (right < len(other))
+        by_row = {int(j): int(i) for i, j in zip(left[across], right[across], strict=True)}
+        return [(i, j) for j, i in by_row.items()]
 
 
 def _near(dataset: Dataset) -> _Near:
@@ -178,7 +179,8 @@ def _leakage(one: Split, other: Split, keys: dict[str, list[str]], near: _Near) 
         first.setdefault(key, row)
     exact = [(first[key], row) for row, key in enumerate(keys[other.name]) if key in first]
     similar = np.isin(near.cluster[other.name], near.cluster[one.name])
-    examples = (exact + near.between(one.name, other.name, (len(one), len(other))))[:EXAMPLES]
+    repeated = {row for _, row in exact}
+    examples = (exact + [pair for pair in near.between(one, other) if pair[1] not in repeated])[:EXAMPLES]
     return {
         "exact": len(exact),
         "near": int(similar.sum()),

@@ -127,7 +127,7 @@ def _guess_kind(name: str, values: Sequence[Any], where: str) -> Kind:
     numeric = bool(values) and all(number is not None for number in numbers)
     if numeric and any(number is not None and number % 1 for number in numbers):
         return "target"
-    if name.lower() in LABELS and not numeric:
+    if name.lower() in LABELS and not numeric and any(isinstance(value, str) for value in values):
         return "labels"
     if name.lower() in TARGET and numeric:
         raise UserError(

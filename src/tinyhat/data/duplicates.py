@@ -89,7 +89,7 @@ def _chunk(hashed: Hashes, ends: IntArray, factors: Hashes, offsets: Hashes) -> 
     left = np.repeat(ends, lengths) - np.arange(len(hashed))
     for k in range(SHINGLE):
         shifted = np.zeros(len(hashed), dtype=np.uint64)
-        shifted[: len(hashed) - k] = hashed[k:]
+        shifted[: max(len(hashed) - k, 0)] = hashed[k:]
         shingles = shingles * np.uint64(0x9E3779B97F4A7C15) + np.where(left > k, shifted, np.uint64(0))
     whole = (left >= SHINGLE) | (np.arange(len(hashed)) == np.repeat(starts, lengths))
     shingles = _mix(shingles[whole])
