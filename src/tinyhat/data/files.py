@@ -26,7 +26,7 @@ def read_files(path: Path, config: DataConfig) -> RawDataset:
         raise UserError(f"{path} is plain text without labels: training needs csv, tsv, jsonl or parquet with a label")
     files = split_files(path) if path.is_dir() else {"train": path}
     if "train" not in files:
-        raise UserError(f"folder {path} has no train file (it has {_listing(path)}): name one train.csv or train.jsonl")
+        raise UserError(f"folder {path} has no train file (it has {_listing(path)}): name one train.* or give a file")
     rows = {name: list(read_rows(file)) for name, file in files.items()}
     return read_tables(rows, {name: str(file) for name, file in files.items()}, config)
 

@@ -77,7 +77,7 @@ def _hold_by_class(classes: IntArray, share: float, random: np.random.RandomStat
     # remainders in descending order, ties in random order; a class of one document gives none
     order = np.lexsort((random.permutation(len(counts)), -(exact - quota)))
     while quota.sum() < total and room.any():
-        for c in order[: len(order)]:
+        for c in order:
             if room[c] and quota.sum() < total:
                 quota[c] += 1
                 room[c] -= 1
