@@ -266,6 +266,7 @@ def test_documents_stream_with_bad_rows_in_place(tmp_path):
     assert [(row.id, row.line) for row in found[1:4] if isinstance(row, BadRow)] == [("1", 2), ("q", 3), ("3", 4)]
     assert found[3].error.startswith("line 4: column 'text' holds the number 5")
     (tmp_path / "a.txt").write_text("one\n\ntwo\n")
+    assert next(iter(read_documents(tmp_path / "a.txt", DataConfig(text=("body",))))) == Document("0", "one")
     assert [type(d).__name__ for d in read_documents(tmp_path / "a.txt", DataConfig())] == [
         "Document",
         "BadRow",

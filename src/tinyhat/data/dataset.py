@@ -65,7 +65,8 @@ class Dataset:
         task: single, multi or regression.
         labels: the label space (for regression: the target names, counts all N).
         splits: name (train, dev, test) to Split; test may be absent.
-        sha256: of ids, texts, targets and weights of all splits, so that a resumed run can tell that the data is the same.
+        sha256: of ids, texts, targets and weights of all splits, so that a resumed run can tell that the
+            data is the same.
         notes: what the user should know, one sentence each (splits made, labels outside the space, counts that differ).
         descriptors: label name to a readable description, where the corpus has them.
     """

@@ -15,7 +15,7 @@ from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.files import SAMPLE, SPLIT_NAMES, plain_name, read_files
 from tinyhat.data.hub import read_hub
 from tinyhat.data.raw import RawDataset, RowError, document_of
-from tinyhat.data.tables import Row, read_rows
+from tinyhat.data.tables import Row, format_of, read_rows
 from tinyhat.errors import UserError, did_you_mean
 from tinyhat.types import Document, Task
 
@@ -91,7 +91,10 @@ def read_documents(path: str | Path, config: DataConfig) -> Iterator[Document | 
     if not head:
         raise UserError(f"{path if str(path) != '-' else 'stdin'} is empty: it holds no document")
     sample = [row.values for row in head if not row.error]
-    columns = find_columns(config, sample, str(path), labelled=False) if sample else Columns(("text",))
+    columns = Columns(("text",))
+    # plain text has one unnamed column, whatever the text column of the training data was called
+    if sample and (config.pair or format_of(Path(path)) != "txt"):
+        columns = find_columns(config, sample, str(path), labelled=False)
     for position, row in enumerate(chain(head, rows)):
         yield _document(row, columns, position)
 
