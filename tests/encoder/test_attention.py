@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 
 from tinyhat.encoder import attention
 from tinyhat.encoder.attention import packed_attention
+from tinyhat.encoder.interface import attend
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
 
@@ -48,6 +49,20 @@ def test_equals_sdpa_one_by_one(lengths: list[int], window: int) -> None:
     weight = torch.randn_like(out)
     got = torch.autograd.grad((out * weight).sum(), (q, k, v))
     torch.testing.assert_close(got, torch.autograd.grad((expected * weight).sum(), (q, k, v)))
+
+
+@settings(max_examples=25, deadline=None)
+@given(lengths=LENGTHS, first=st.booleans())
+def test_attend_in_single_precision(lengths: list[int], first: bool) -> None:
+    """The way fp32 takes: SDPA by groups of equal length."""
+    cu = _boundaries(lengths)
+    cu_query = torch.arange(len(lengths) + 1, dtype=torch.int32) if first else cu
+    q, k, v = _random(lengths, int(cu_query[-1]))
+    out = attend(q, k, v, cu_query, cu, max(lengths), max(lengths), 0.3)
+    expected = _reference(q, k, v, cu_query, cu, 0.3, 0)
+    torch.testing.assert_close(out, expected)
+    got = torch.autograd.grad(out.square().sum(), (q, k, v))
+    torch.testing.assert_close(got, torch.autograd.grad(expected.square().sum(), (q, k, v)))
 
 
 @settings(max_examples=25, deadline=None)

@@ -11,6 +11,7 @@ import torch
 from tests.tiny.models import PACKED, tiny_model
 from transformers import PreTrainedModel
 
+from tinyhat.encoder import interface
 from tinyhat.encoder.gather import segment_means
 from tinyhat.encoder.load import enable_checkpointing
 from tinyhat.encoder.path import install_packing
@@ -63,7 +64,11 @@ def _assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]
 
 
 @pytest.mark.parametrize("family", PACKED)
-def test_logits_and_all_gradients(family: str) -> None:
+@pytest.mark.parametrize("way", ["sdpa by length", "our op"])
+def test_logits_and_all_gradients(family: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """In fp32 both ways: SDPA, which fp32 takes, and our op, which bf16 takes."""
+    if way == "our op":
+        monkeypatch.setattr(interface, "SDPA_DTYPES", ())
     stock = tiny_model(family).eval()
     packed = _install(copy.deepcopy(stock), family)
     expected = _one_by_one(stock, _sequences())
@@ -214,8 +219,6 @@ def test_the_proof_sees_a_fault(break_it: str, monkeypatch: pytest.MonkeyPatch) 
     if break_it == "positions":
         assert "logits differ" in packing_fault(model, 1, 64, {0, 1})
         return
-    from tinyhat.encoder import interface
-
     honest = interface.attend
 
     def leaky(q, k, v, cu_q, cu_k, *rest):

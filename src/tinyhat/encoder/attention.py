@@ -44,7 +44,7 @@ def packed_attention(
         [Q, H, D].
     """
     out = torch.empty_like(query, memory_format=torch.contiguous_format)
-    for group in _groups(cu_query, cu_key):
+    for group in groups(cu_query, cu_key):
         q, k, v = group.queries(query) * scale, group.keys(key), group.keys(value)
         result = torch.empty_like(q)
         for b, r, c in _blocks(q, k, window):
@@ -69,7 +69,7 @@ def packed_attention_backward(
     d_key = torch.empty_like(key, memory_format=torch.contiguous_format)
     d_value = torch.empty_like(value, memory_format=torch.contiguous_format)
     exact = torch.promote_types(query.dtype, torch.float32)  # bf16 sums over many blocks would lose small terms
-    for group in _groups(cu_query, cu_key):
+    for group in groups(cu_query, cu_key):
         q, k, v, g = group.queries(query) * scale, group.keys(key), group.keys(value), group.queries(grad)
         dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
         for b, r, c in _blocks(q, k, window):
@@ -86,7 +86,7 @@ def packed_attention_backward(
 
 
 @dataclass(frozen=True)
-class _Group:
+class Group:
     """Neighbouring sequences of equal length: one batch of matrix products [count x H, length, D]."""
 
     query_begin: int
@@ -96,9 +96,11 @@ class _Group:
     key_length: int
 
     def queries(self, x: torch.Tensor) -> torch.Tensor:
+        """Return this group's rows of `x` [Q, H, D] as [count x H, length, D], contiguous."""
         return self._heads_first(x, self.query_begin, self.query_length)
 
     def keys(self, x: torch.Tensor) -> torch.Tensor:
+        """Return this group's rows of `x` [T, H, D] as [count x H, length, D], contiguous."""
         return self._heads_first(x, self.key_begin, self.key_length)
 
     def _heads_first(self, x: torch.Tensor, begin: int, length: int) -> torch.Tensor:
@@ -112,7 +114,8 @@ class _Group:
         part.copy_(result.view(self.count, -1, length, x.shape[2]).transpose(1, 2))
 
 
-def _groups(cu_query: torch.Tensor, cu_key: torch.Tensor) -> Iterator[_Group]:
+def groups(cu_query: torch.Tensor, cu_key: torch.Tensor) -> Iterator[Group]:
+    """Yield the runs of neighbouring sequences with equal lengths, from int32 [S + 1] boundaries."""
     starts_q, starts_k = cu_query.tolist(), cu_key.tolist()
     count = len(starts_k) - 1
     first = 0
@@ -121,7 +124,7 @@ def _groups(cu_query: torch.Tensor, cu_key: torch.Tensor) -> Iterator[_Group]:
         last = first + 1
         while last < count and (starts_q[last + 1] - starts_q[last], starts_k[last + 1] - starts_k[last]) == lengths:
             last += 1
-        yield _Group(starts_q[first], starts_k[first], last - first, *lengths)
+        yield Group(starts_q[first], starts_k[first], last - first, *lengths)
         first = last
 
 
