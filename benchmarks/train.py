@@ -2,10 +2,10 @@
 
     python benchmarks/train.py [--source PATH] [--documents N] [--json]
 
-All arms start from the same weights, hold fp32 master weights and the same hidden dropout, take AdamW with the same rates,
-see the same documents in effective batches of 32, and minimise the same loss (BCE summed over labels). They take turns,
-a few steps each, in one process. A rate is documents over the time an arm held its turn (forward, backward, optimiser,
-collation, logging) after two warm-up steps, plus its tokenisation. Without --source the documents are pydocs.
+All arms start from the same weights, hold fp32 master weights and the same hidden dropout, take AdamW with the same
+rates, see the same documents in effective batches of 32, and minimise the same loss (BCE summed over labels). They take
+turns, a few steps each, in one process. A rate is documents over the time an arm held its turn (forward, backward,
+optimiser, collation, logging) after two warm-up steps, plus its tokenisation. Without --source the documents are pydocs.
 """
 
 from __future__ import annotations
@@ -22,10 +22,10 @@ from typing import Any
 import numpy as np
 import torch
 from arms import ARMS, Arm, Job, Turns
-from tinyhat.data.read import read_dataset
 
 from tinyhat.config import build_config
 from tinyhat.data.dataset import Dataset, Split
+from tinyhat.data.read import read_dataset
 from tinyhat.errors import UserError
 from tinyhat.train.classifier import quick_metric
 

@@ -16,10 +16,10 @@ from tinyhat.types import Document
 Say = Callable[[str], None]
 SETTINGS = {
     "data.path": "pydocs",
-    "data.limit": 3000,
+    "data.limit": 2400,
     "encoder.model": "minilm",
     "reading.max_tokens": 128,
-    "train.epochs": 3,
+    "train.epochs": 2,
     "train.learning_rate": 3e-4,
 }
 SHOWN = 3  # documents predicted at the end

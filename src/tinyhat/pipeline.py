@@ -150,14 +150,13 @@ def _baseline(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[str,
     begin = time.perf_counter()
     model = fit_linear(split.texts, split.pairs, split.targets, split.weights, config.train.seed)
     seconds = time.perf_counter() - begin
-    plain = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"bootstrap": 0})})
     scores = {
         name: Scores(part.ids, model.logits(part.texts, part.pairs), part.targets)
         for name, part in dataset.splits.items()
         if name in SHOWN
     }
     rule = fit_rule(scores["dev"], config.tune)
-    result = {n: measure(s, rule, n, dataset.labels, plain) for n, s in scores.items()}
+    result = {n: measure(s, rule, n, dataset.labels, config) for n, s in scores.items()}
     metrics = result[main_split(scores)] | {"train_seconds": round(seconds, 1), "splits": result}
     write_json(path, metrics)
     say(f"baseline: {headline(metrics)} ({metrics['split']}, {seconds:.0f} s)")

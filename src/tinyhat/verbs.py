@@ -236,4 +236,4 @@ def _columns(run: Path) -> dict[str, Any]:
     if not manifest.exists():
         return {}
     data = read_json(manifest)["config"]["data"]
-    return {key: data[key] for key in ("text", "pair", "id") if data[key]}
+    return {key: data[key] for key in ("text", "pair") if data[key]}

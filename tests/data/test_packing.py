@@ -34,7 +34,8 @@ def test_a_pack_holds_the_tokens_of_its_documents(lengths, random, first):
     pack = build_pack(reading, rows, first)
     for i, row in enumerate(rows):
         part = slice(pack.cu_seqlens[i], pack.cu_seqlens[i + 1])
-        assert pack.input_ids[part].tolist() == reading.input_ids[reading.indptr[row] : reading.indptr[row + 1]].tolist()
+        source = slice(reading.indptr[row], reading.indptr[row + 1])
+        assert pack.input_ids[part].tolist() == reading.input_ids[source].tolist()
         assert pack.position_ids[part].tolist() == list(range(first, first + lengths[row]))
     assert pack.tokens == sum(lengths[r] for r in rows)
     assert pack.max_seqlen == max(lengths[r] for r in rows)

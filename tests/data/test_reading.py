@@ -1,4 +1,4 @@
-"""Reading gives the ids that the Hugging Face tokenizer gives, counts what it cuts, and keeps a cache that may be lost."""
+"""Reading gives the ids that the Hugging Face tokenizer gives, counts what it cuts, and may lose its cache."""
 
 from __future__ import annotations
 
@@ -6,12 +6,13 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-
 from tests.tiny.models import tiny_tokenizer
+
 from tinyhat.config import ReadingConfig
 from tinyhat.data.reading import Reader, cache_folder, choose_tokens
 from tinyhat.errors import UserError
 
+STRATEGIES = ("head", "tail", "head_tail", "middle")
 TEXTS = ["the quick brown fox " * 9, "", "law and order", "one [SEP] two " * 12]
 
 
@@ -42,7 +43,7 @@ def test_pairs_equal_the_tokenizers_own_longest_first(kind):
         assert kinds == expected["token_type_ids"]
 
 
-@given(st.integers(0, 60), st.integers(1, 30), st.sampled_from(["head", "tail", "head_tail", "middle"]), st.floats(0, 1))
+@given(st.integers(0, 60), st.integers(1, 30), st.sampled_from(STRATEGIES), st.floats(0, 1))
 def test_every_strategy_fills_the_room_in_order(length, room, strategy, ratio):
     chosen = choose_tokens(length, room, ReadingConfig(strategy=strategy, head_ratio=ratio))
     assert len(chosen) == min(length, room)
@@ -52,7 +53,7 @@ def test_every_strategy_fills_the_room_in_order(length, room, strategy, ratio):
 
 
 def test_strategies_read_where_they_say():
-    pick = {s: choose_tokens(10, 4, ReadingConfig(strategy=s)).tolist() for s in ("head", "tail", "head_tail", "middle")}
+    pick = {s: choose_tokens(10, 4, ReadingConfig(strategy=s)).tolist() for s in STRATEGIES}
     assert pick == {"head": [0, 1, 2, 3], "tail": [6, 7, 8, 9], "head_tail": [0, 7, 8, 9], "middle": [3, 4, 5, 6]}
 
 
@@ -66,7 +67,8 @@ def test_what_was_cut_is_counted_without_special_tokens():
 
 def test_offsets_point_into_the_text():
     tokenizer = tiny_tokenizer("wordpiece")
-    reading = Reader(tokenizer.backend_tokenizer, ReadingConfig(max_tokens=8, strategy="tail")).read(TEXTS, offsets=True)
+    reader = Reader(tokenizer.backend_tokenizer, ReadingConfig(max_tokens=8, strategy="tail"))
+    reading = reader.read(TEXTS, offsets=True)
     begin, end = reading.indptr[0], reading.indptr[1]
     words = [TEXTS[0][a:b] for a, b in reading.offsets[begin + 1 : end - 1]]
     assert "".join(words) == TEXTS[0].strip().replace(" ", "")[-len("".join(words)) :]
