@@ -5,7 +5,7 @@
 All arms start from the same weights, hold fp32 master weights and the same hidden dropout, take AdamW with the same
 rates, see the same documents in effective batches of 32, and minimise the same loss (BCE summed over labels). They take
 turns, a few steps each, in one process. A rate is documents over the time an arm held its turn (forward, backward,
-optimiser, collation, logging) after two warm-up steps, plus its tokenisation. Without --source the documents are pydocs.
+optimiser, collation, logging) after two warm-up steps, plus its tokenisation. Without --source it reads pydocs.
 """
 
 from __future__ import annotations

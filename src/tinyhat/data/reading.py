@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from zipfile import BadZipFile
 
 import numpy as np
 import numpy.typing as npt
@@ -188,7 +189,7 @@ def cache_folder() -> Path:
 
 
 def _share(encodings: tuple[Encoding, ...], room: int) -> list[int]:
-    """Room per text: the longer of a pair is cut first, until both are equally long."""
+    """Room per text: the longer of a pair is cut first, until both are equally long; an odd token is the longer's."""
     if len(encodings) == 1:
         return [room]
     a, b = len(encodings[0]), len(encodings[1])
@@ -199,7 +200,7 @@ def _share(encodings: tuple[Encoding, ...], room: int) -> list[int]:
         return [a, room - a]
     if b <= half:
         return [room - b, b]
-    return [room - half, half]
+    return [room - half, half] if a > b else [half, room - half]
 
 
 def _chunks(texts: Sequence[str], pairs: Sequence[str] | None) -> Iterator[tuple[Sequence[str], Sequence[str] | None]]:
@@ -234,7 +235,7 @@ def _store(path: Path, reading: Reading) -> None:
 
 def _load(path: Path) -> Reading | None:
     try:
-        with np.load(path, allow_pickle=False) as arrays:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as arrays:
             return Reading(**{name: arrays[name] for name in arrays.files})
-    except (OSError, ValueError, KeyError, EOFError, TypeError):
+    except (OSError, ValueError, KeyError, EOFError, TypeError, BadZipFile):
         return None  # absent or damaged: it is computed again
