@@ -1,0 +1,72 @@
+"""Two ranks under DDP take the same steps as one process: packs are shared out, the loss is global."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+
+import torch
+from safetensors.torch import load_file
+
+from tests.tiny.corpus import write_tiny
+from tests.tiny.models import save_tiny
+
+WORKER = """
+import sys
+from dataclasses import replace
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from tinyhat.config import DataConfig, EncoderConfig, ReadingConfig, TrainConfig
+from tinyhat.data.read import read_dataset
+from tinyhat.data.reading import Reader
+from tinyhat.encoder.load import backend_tokenizer, load_encoder
+from tinyhat.encoder.precision import choose_plan
+from tinyhat.run import Run
+from tinyhat.train.loop import Material, Trainer
+
+folder, name = Path(sys.argv[1]), sys.argv[2]
+torch.set_num_threads(1)
+dataset = read_dataset(DataConfig(path=str(folder / "data")), 0)
+config = EncoderConfig(model=str(folder / "model"), hidden_dropout=0.0)
+encoder = load_encoder(config.model, dataset.task, dataset.labels.names, config, 48, 0)
+reading = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=48)).read(dataset.splits["train"].texts)
+# 7 documents a step and little packs: ranks get unequal numbers of documents and of packs
+settings = TrainConfig(batch_size=7, pack_tokens=60, learning_rate=1e-3, max_steps=5, plan="fp32")
+run = Run(folder / name)
+run.path.mkdir(exist_ok=True)
+trainer = Trainer(encoder, Material(reading, dataset.splits["train"].targets), settings,
+                  choose_plan("fp32", torch.device("cpu")), run)
+losses = [trainer.train_step()["loss"] for _ in range(5)]
+if trainer.accelerator.is_main_process:
+    weights = {n: p.detach() for n, p in encoder.model.named_parameters()}
+    save_file(weights | {"losses": torch.tensor(losses)}, folder / f"{name}.safetensors")
+trainer.accelerator.wait_for_everyone()
+trainer.accelerator.end_training()
+"""
+
+
+def start(tmp_path, name, rank=None, port=None):
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    if rank is not None:
+        environment |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": "2", "ACCELERATE_USE_CPU": "true"}
+        environment |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    command = [sys.executable, "-c", WORKER, str(tmp_path), name]
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def test_two_ranks_equal_one(tmp_path):
+    write_tiny(tmp_path / "data", "multi", train=30, dev=10, test=0)
+    save_tiny(tmp_path / "model", "bert")
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    processes = [start(tmp_path, "one"), *(start(tmp_path, "two", rank, port) for rank in range(2))]
+    outputs = [process.communicate(timeout=200)[0] for process in processes]
+    assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
+    one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
+    torch.testing.assert_close(two.pop("losses"), one.pop("losses"), rtol=1e-4, atol=0)
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-3, msg=name)
