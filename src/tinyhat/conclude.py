@@ -24,7 +24,7 @@ SHOWN = ("dev", "test")  # splits that are scored and kept
 def decide_run(run: Run, config: Config, manifest: dict[str, Any]) -> Decision:
     """Fit the rule on the saved dev scores and write it into the model folder; weights are not touched."""
     scores = read_scores(run.scores, "dev")
-    rule = fit_rule(scores, config.tune)
+    rule = fit_rule(scores, config.tune, labels_of(manifest).unseen.tolist())
     return write_rule(run, config, manifest, rule, {"split": "dev", "documents": len(scores.ids)}, scores.plan)
 
 
@@ -47,26 +47,31 @@ def write_rule(
         fitted_on=fitted_on | {"data_sha256": manifest["data"]["sha256"]},
     )
     write_decision(run.model, decision)
-    if rule.kind in ("thresholds", "global") and (run.model / "config.json").exists():
-        row = decision.threshold_row()
-        probabilities = activate(np.where(np.isfinite(row), row, 0)[None, :], decision.activation)[0]
-        kept = [float(p) if np.isfinite(t) else None for p, t in zip(probabilities, row, strict=True)]
-        _write_thresholds(run.model / "config.json", kept)
+    if (run.model / "config.json").exists():
+        _write_thresholds(run.model / "config.json", decision)
     return decision
 
 
-def _write_thresholds(path: Path, thresholds: list[float | None]) -> None:
+def _write_thresholds(path: Path, decision: Decision) -> None:
+    """Keep config.json in step with the rule: ``thresholds`` as probabilities (null: never), or ``top_k``."""
     tree = read_json(path)
-    tree["thresholds"] = thresholds
+    tree.pop("thresholds", None)
+    tree.pop("top_k", None)
+    if decision.rule.kind in ("thresholds", "global"):
+        row = decision.rule.threshold_row(len(decision.labels))
+        probabilities = activate(np.where(np.isfinite(row), row, 0)[None, :], decision.activation)[0]
+        tree["thresholds"] = [float(p) if np.isfinite(t) else None for p, t in zip(probabilities, row, strict=True)]
+    elif decision.rule.kind == "top_k":
+        tree["top_k"] = decision.rule.k
     write_json(path, tree)
 
 
 def measure_run(run: Run, config: Config, manifest: dict[str, Any], facts: dict[str, Any]) -> dict[str, Any]:
     """Measure every saved split and write metrics.json: the main split's numbers on top, all under ``splits``."""
-    rule = read_decision(run.model).rule
+    decision = read_decision(run.model)
     labels = labels_of(manifest)
     names = [n for n in SHOWN if (run.scores / f"{n}.safetensors").exists()]
-    splits = {name: measure(read_scores(run.scores, name), rule, name, labels, config) for name in names}
+    splits = {name: measure(read_scores(run.scores, name), decision, name, labels, config) for name in names}
     main = main_split(splits)
     reading = facts.pop("reading", {}) or {}
     metrics = splits[main] | facts | {"reading": reading.get(main), "splits": splits}
@@ -74,14 +79,29 @@ def measure_run(run: Run, config: Config, manifest: dict[str, Any], facts: dict[
     return metrics
 
 
-def measure(scores: Scores, rule: Rule, split: str, labels: LabelSpace, config: Config) -> dict[str, Any]:
-    """Return the metrics of one split; dev is decided by cross-fitting, so that its figure is not the fitted one."""
+def measure(
+    scores: Scores, decision: Decision | Rule, split: str, labels: LabelSpace, config: Config, saved: bool = True
+) -> dict[str, Any]:
+    """Return the metrics of one split.
+
+    The split that the rule was fitted on is decided by cross-fitting, so that its figure is not the fitted one.
+
+    Args:
+        scores: of the split, with targets.
+        decision: the saved decision, or a rule just fitted on dev.
+        split: its name.
+        labels: the label space, for names and bands.
+        config: tune and evaluate sections.
+        saved: the scores are the run's own (False: of other documents, never fitted on).
+    """
     assert scores.targets is not None
+    rule = decision.rule if isinstance(decision, Decision) else decision
+    fitted_on = decision.fitted_on if isinstance(decision, Decision) else {"split": "dev"}
     decided: Csr | None = None
     summary: dict[str, Any] | None = None
     if scores.targets.task != "regression":
-        if split == "dev":
-            decided, summary = cross_fitted(scores, config.tune, config.train.seed)
+        if saved and fitted_on.get("split") == split and "data" not in fitted_on:
+            decided, summary = cross_fitted(scores, config.tune, config.train.seed, rule.never)
         else:
             decided = decide(rule, scores.logits)
     metrics = evaluate_scores(scores, decided, labels.train_counts, config.evaluate, config.train.seed, labels.names)

@@ -23,7 +23,7 @@ Strategy = Literal["head", "tail", "head_tail", "middle"]
 class Section(BaseModel):
     """Base of every section: frozen, and unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
 
 class DataConfig(Section):
@@ -37,7 +37,9 @@ class DataConfig(Section):
     label: str | None = Field(None, description="column with one label")
     labels: str | None = Field(None, description="column with a list of labels or a delimited string")
     target: tuple[str, ...] = Field((), description="numeric columns (regression)")
-    delimiter: str | None = Field(None, description="separates labels in a string; detected among | ; , when None")
+    delimiter: str | None = Field(
+        None, min_length=1, description="separates labels in a string; detected among | ; , when None"
+    )
     id: str | None = Field(None, description="column that names a document")
     group: str | None = Field(None, description="documents with equal values never part in a split")
     weight: str | None = Field(None, description="column with document weights (positive numbers)")
@@ -79,7 +81,7 @@ class TrainConfig(Section):
     max_steps: int | None = Field(None, ge=1, description="overrides epochs")
     batch_size: int = Field(32, ge=1, description="documents per optimiser step, whatever the packs")
     pack_tokens: int = Field(8192, ge=16, description="token budget of one pack")
-    learning_rate: float | None = Field(None, gt=0, description="None: 5e-5 x (768 / width)^2")
+    learning_rate: float | None = Field(None, gt=0, description="None: 5e-5 x (768 / width)^2, at most 3e-4")
     head_rate: float = Field(10.0, gt=0, description="the head's rate as a multiple of the body's")
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
@@ -153,7 +155,7 @@ def build_config(
             raise UserError(
                 f"--set {text!r} has no '=': write --set section.key=value, for example --set train.epochs=2"
             )
-        _assign(tree, path.strip(), _number(yaml.safe_load(value)))
+        _assign(tree, path.strip(), _value(value))
     _check_keys(tree)
     try:
         return Config.model_validate(tree)
@@ -161,6 +163,15 @@ def build_config(
         first = error.errors()[0]
         where = ".".join(str(part) for part in first["loc"])
         raise UserError(f"{where} = {first['input']!r}: {first['msg']}") from None
+
+
+def _value(text: str) -> Any:
+    """Read a --set value as YAML; what YAML cannot read, or reads as nothing though it says something, is a string."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        return text
+    return _number(value) if value not in (None, "") or text.strip() in ("", "null", "~") else text
 
 
 def _number(value: Any) -> Any:

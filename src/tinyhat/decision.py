@@ -31,17 +31,18 @@ def activation_of(task: Task) -> Activation:
 
 
 class Rule(BaseModel):
-    """How labels are chosen. Thresholds are on fp32 logits; None means the label is never chosen.
+    """How labels are chosen. Thresholds are on fp32 logits.
 
     argmax: the best label. thresholds: each label above its own. global: all labels above one. top_k: the k best.
-    value: regression, the number itself.
+    value: regression, the number itself. never: indices of labels that are not chosen, whatever their logits.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
     kind: RuleKind
-    thresholds: tuple[float | None, ...] | None = None
+    thresholds: tuple[float, ...] | None = None
     threshold: float | None = None
     k: int | None = None
+    never: tuple[int, ...] = ()
 
     @model_validator(mode="after")
     def _complete(self) -> Rule:
@@ -54,9 +55,12 @@ class Rule(BaseModel):
         """Return the logit thresholds as float64 [width]; +inf where a label is never chosen (rules on thresholds)."""
         if self.kind == "global":
             assert self.threshold is not None
-            return np.full(width, self.threshold)
-        assert self.thresholds is not None, f"rule '{self.kind}' has no thresholds"
-        return np.array([np.inf if t is None else t for t in self.thresholds], dtype=np.float64)
+            row = np.full(width, self.threshold)
+        else:
+            assert self.thresholds is not None, f"rule '{self.kind}' has no thresholds"
+            row = np.array(self.thresholds, dtype=np.float64)
+        row[list(self.never)] = np.inf
+        return row
 
     def decide(self, logits_BL: FloatArray) -> BoolArray:
         """Return bool [B, L]: which labels this rule chooses for each row of float32 logits. Not for regression."""
@@ -65,6 +69,9 @@ class Rule(BaseModel):
             return logits_BL > self.threshold_row(width)[None, :]
         assert self.kind != "value", "regression has no labels to choose"
         k = 1 if self.kind == "argmax" else min(self.k or 1, width)
+        if self.never:
+            logits_BL = logits_BL.copy()
+            logits_BL[:, list(self.never)] = -np.inf
         chosen = np.zeros(logits_BL.shape, dtype=bool)
         # a stable sort: the lower label index wins a tie, in every runtime
         best = np.argsort(-logits_BL, axis=1, kind="stable")[:, :k]

@@ -22,6 +22,7 @@ from tinyhat.data.split import stratified_split
 from tinyhat.errors import UserError
 from tinyhat.pipeline import train_dataset
 from tinyhat.predict import Classifier, load
+from tinyhat.run import read_json
 from tinyhat.types import FloatArray, Targets, Task
 
 
@@ -56,17 +57,19 @@ class TinyhatClassifier(ClassifierMixin, BaseEstimator):
         self.out = out
         self.settings = settings
 
-    def fit(self, X: Sequence[str], y: Sequence[Any]) -> TinyhatClassifier:
+    def fit(self, X: Sequence[str], y: Any) -> TinyhatClassifier:
         """Train on texts `X` (N) and labels `y` (N: a label, or a list of labels).
 
-        Sets ``classes_`` (sorted labels), ``run_`` (the run folder, where kept) and ``metrics_``.
+        Sets ``classes_`` (sorted labels, as they were given) and ``metrics_`` (of the dev part). An indicator matrix
+        [N, L] (dense or sparse) is read as multi-label with the column numbers as labels.
 
         Raises:
             UserError: X is not a list of texts, lengths differ, or a single class.
         """
         texts = _texts(X)
-        if len(texts) != len(y):
-            raise UserError(f"X has {len(texts)} texts and y has {len(y)} labels: they must be equally many")
+        count = y.shape[0] if hasattr(y, "shape") else len(y)
+        if len(texts) != count:
+            raise UserError(f"X has {len(texts)} texts and y has {count} labels: they must be equally many")
         config = build_config(
             None,
             {
@@ -79,20 +82,19 @@ class TinyhatClassifier(ClassifierMixin, BaseEstimator):
                 **(self.settings or {}),
             },
         )
-        dataset = _dataset(texts, list(y), config)
-        self.classes_ = np.array(dataset.labels.names, dtype=object)
+        answers, multi = _answers(y)
+        dataset = _dataset(texts, answers, multi, config)
+        named = {str(label): label for labels in answers for label in labels}
+        self.classes_ = np.array([named[name] for name in dataset.labels.names])
         self.task_ = dataset.task
-        if self.out is not None:
-            self.run_ = train_dataset(config, dataset, self.out, say=_quiet)
-            self.classifier_ = load(self.run_.path)
-        else:
-            with tempfile.TemporaryDirectory(prefix="tinyhat-") as folder:
-                self.run_ = train_dataset(config, dataset, Path(folder) / "run", say=_quiet)
-                self.classifier_ = load(self.run_.path)
+        with tempfile.TemporaryDirectory(prefix="tinyhat-") as folder:
+            run = train_dataset(config, dataset, self.out or Path(folder) / "run", say=_quiet)
+            self.classifier_ = load(run.path)
+            self.metrics_ = read_json(run.metrics)
         return self
 
     def predict(self, X: Sequence[str]) -> npt.NDArray[Any] | sparse.csr_array[Any, tuple[int, int]]:
-        """Return the decided labels: object [N], or for multi-label a 0/1 CSR matrix [N, L] over ``classes_``."""
+        """Return the decided labels: [N] of the type of ``y``, or for multi-label 0/1 CSR [N, L] over ``classes_``."""
         chosen = self._classifier().decision.decide(self.decision_function(X))
         if self.task_ == "multi":
             return sparse.csr_array(chosen.astype(np.int64))
@@ -133,10 +135,19 @@ def _texts(X: Sequence[str]) -> list[str]:
     return texts
 
 
-def _dataset(texts: list[str], y: list[Any], config: Config) -> Dataset:
+def _answers(y: Any) -> tuple[list[list[Any]], bool]:
+    """Return the labels of every document, and whether there may be several."""
+    if sparse.issparse(y) or getattr(y, "ndim", 1) == 2:
+        matrix = sparse.csr_array(y)
+        return [row.tolist() for row in np.split(matrix.indices, matrix.indptr[1:-1])], True
+    answers = y.tolist() if isinstance(y, np.ndarray) else list(y)
+    multi = any(isinstance(labels, list | tuple | set | frozenset) for labels in answers)
+    return [list(labels) if multi else [labels] for labels in answers], multi
+
+
+def _dataset(texts: list[str], answers: list[list[Any]], multi: bool, config: Config) -> Dataset:
     """Build a dataset with a dev part from lists in memory."""
-    multi = any(isinstance(labels, list | tuple | set | frozenset) for labels in y)
-    lists = [[str(label) for label in labels] if multi else [str(labels)] for labels in y]
+    lists = [[str(label) for label in labels] for labels in answers]
     everything = RawSplit(ids=[str(i) for i in range(len(texts))], texts=texts, labels=lists)
     task: Task = "multi" if multi else "single"
     kept, held = stratified_split(_targets(lists, task), config.data.dev_share, config.train.seed)

@@ -48,8 +48,10 @@ def train(config: Config, out: str | Path, resume: bool = False, say: Say = prin
 def train_dataset(config: Config, dataset: Dataset, out: str | Path, resume: bool = False, say: Say = print) -> Run:
     """As `train`, with the documents at hand."""
     if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # the loop runs on several ranks (tests/train/test_ranks.py); the steps around it write one folder and do not yet
+        # the loop does run on several ranks (tests/train/test_ranks.py); the steps around it write one folder
         raise UserError("tinyhat train runs in one process for now: start it without torchrun")
+    if "dev" not in dataset.splits:
+        raise UserError(f"{dataset.name} has no dev split to tune on: add one, or give a single file to be split")
     run = open_run(Path(out), config.model_dump(mode="json"), resume)
     begin = time.monotonic()
     manifest = _begin_manifest(config, dataset, run, resume)
@@ -159,7 +161,7 @@ def _baseline(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[str,
         for name, part in dataset.splits.items()
         if name in SHOWN
     }
-    rule = fit_rule(scores["dev"], config.tune)
+    rule = fit_rule(scores["dev"], config.tune, dataset.labels.unseen.tolist())
     result = {n: measure(s, rule, n, dataset.labels, config) for n, s in scores.items()}
     metrics = result[main_split(scores)] | {"train_seconds": round(seconds, 1), "splits": result}
     write_json(path, metrics)

@@ -16,6 +16,7 @@ from tinyhat.verb import make_callable
 
 make_callable(__name__, "predict")
 
+Texts = Sequence[str] | Sequence[tuple[str, str]]
 PACK_TOKENS = 8192  # as in training: the logits of one document may differ in the last bits between pack shapes
 
 
@@ -35,25 +36,25 @@ class Classifier:
         """The ordered label names; column j of the probabilities is ``labels[j]``."""
         return self.decision.labels
 
-    def predict(self, texts: Sequence[str], top_k: int | None = None) -> list[dict[str, Any]]:
+    def predict(self, texts: Texts, top_k: int | None = None) -> list[dict[str, Any]]:
         """Return one result per text, as `results` has it; ids are the positions.
 
         Args:
-            texts: N texts.
+            texts: N texts, or N pairs of texts for a model trained on pairs.
             top_k: as in `results`.
-        """
-        if isinstance(texts, str):
-            raise UserError("predict takes a list of texts, not one text: write predict([text])")
-        return list(self.results((Document(str(i), text) for i, text in enumerate(texts)), top_k))
 
-    def predict_proba(self, texts: Sequence[str]) -> FloatArray:
+        Raises:
+            UserError: not a list of texts.
+        """
+        return list(self.results(_documents(texts), top_k))
+
+    def predict_proba(self, texts: Texts) -> FloatArray:
         """Return float32 [N, L] probabilities (regression: [N, K] values)."""
         return self.decision.probabilities(self.logits(texts))
 
-    def logits(self, texts: Sequence[str]) -> FloatArray:
+    def logits(self, texts: Texts) -> FloatArray:
         """Return float32 [N, L] logits."""
-        documents = (Document(str(i), text) for i, text in enumerate(texts))
-        rows = [p.logits for p in self.predictor.predict_logits(documents) if p.logits is not None]
+        rows = [p.logits for p in self.predictor.predict_logits(iter(_documents(texts))) if p.logits is not None]
         return np.stack(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
 
     def results(self, documents: Iterable[Document], top_k: int | None = None) -> Iterator[dict[str, Any]]:
@@ -81,6 +82,18 @@ class Classifier:
             "labels": [self.labels[j] for j in chosen],
             "scores": {self.labels[j]: float(probabilities[j]) for j in shown},
         } | tokens
+
+
+def _documents(texts: Texts) -> list[Document]:
+    if isinstance(texts, str):
+        raise UserError("predict takes a list of texts, not one text: write predict([text])")
+    documents = []
+    for i, text in enumerate(texts):
+        first, second = text if isinstance(text, tuple) and len(text) == 2 else (text, None)
+        if not isinstance(first, str) or not isinstance(second, str | None):
+            raise UserError(f"document {i} is a {type(text).__name__}, not a text: give a list of texts")
+        documents.append(Document(str(i), first, second))
+    return documents
 
 
 def load(run: str | Path, plan: str | None = None) -> Classifier:
@@ -111,9 +124,8 @@ def load(run: str | Path, plan: str | None = None) -> Classifier:
 def _torch_predictor(folder: Path, decision: Decision, plan: str | None) -> Predictor:
     from tinyhat.data.reading import Reader
     from tinyhat.encoder.load import backend_tokenizer, load_trained
-    from tinyhat.encoder.precision import choose_plan
+    from tinyhat.encoder.precision import choose_plan, pick_device
     from tinyhat.head.predictor import TorchPredictor
-    from tinyhat.train.classifier import pick_device
 
     device = pick_device()
     encoder = load_trained(folder, EncoderConfig(model=str(folder)))

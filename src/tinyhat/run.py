@@ -26,13 +26,19 @@ PACKAGES = ("tinyhat", "torch", "transformers", "tokenizers", "accelerate", "num
 
 @contextmanager
 def atomic_path(path: Path) -> Iterator[Path]:
-    """Yield a temporary path (for a file or a folder) that replaces `path` when the block ends without an error."""
+    """Yield a temporary path (for a file or a folder) that replaces `path` when the block ends without an error.
+
+    Raises:
+        UserError: `path` is a folder and what was written is a file.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     remove(temporary)
     try:
         yield temporary
         _sync(temporary)
+        if path.is_dir() and not temporary.is_dir():
+            raise UserError(f"{path} is a folder and would be replaced by a file: name a file")
         if path.is_dir():
             retired = path.with_name(f".{path.name}.{os.getpid()}.old")
             remove(retired)
@@ -174,6 +180,8 @@ def open_run(path: Path, config: dict[str, Any], resume: bool) -> Run:
         return run
     if not run.manifest.exists():
         raise UserError(f"--resume: there is nothing to resume in {path} (no manifest.json); leave --resume out")
+    for leftover in path.rglob(".*.[to][ml][pd]"):
+        remove(leftover)  # .tmp and .old of a killed process: its last write never came to its final name
     before = run.read_manifest().get("config")
     if before != config:
         raise UserError(

@@ -24,6 +24,10 @@ from tinyhat.tune.rule import fit_rule
 from tinyhat.types import Document, Prediction, Scores
 
 Say = Callable[[str], None]
+LATER = ("tune", "evaluate")  # sections that weights and scores do not depend on
+TRAINING = (  # what metrics.json knows of training; no verb after it changes them
+    "samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step", "stopped_early",
+)  # fmt: skip
 
 
 def _quiet(_: str) -> None:
@@ -88,16 +92,16 @@ def tune(
     else:
         scores = _scores(folder, config, data, split, None)
         fitted_on = {"split": split, "documents": len(scores.ids)} | ({"data": str(data)} if data else {})
-        decision = write_rule(folder, config, manifest, fit_rule(scores, config.tune), fitted_on, scores.plan)
+        fitted = fit_rule(scores, config.tune, labels_of(manifest).unseen.tolist())
+        decision = write_rule(folder, config, manifest, fitted, fitted_on, scores.plan)
     manifest["config"] = config.model_dump(mode="json")
     write_json(folder.manifest, manifest)
     before = read_json(folder.metrics)
-    kept = ("samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step")
-    facts = {key: before[key] for key in (*kept, "baseline", "notes") if key in before}
+    facts = {key: before[key] for key in (*TRAINING, "baseline", "notes") if key in before}
     metrics = measure_run(folder, config, manifest, facts | {"reading": {before["split"]: before.get("reading")}})
     report_run(folder, manifest, metrics, None)
-    fitted = decision.fitted_on
-    say(f"rule: {decision.rule.kind}, fitted on {fitted['documents']} {fitted['split']} documents")
+    where = decision.fitted_on
+    say(f"rule: {decision.rule.kind}, fitted on {where['documents']} {where['split']} documents")
     return metrics
 
 
@@ -129,10 +133,13 @@ def evaluate(
         )
     chosen = split or next((n for n in reversed(SHOWN) if (folder.scores / f"{n}.safetensors").exists()), "test")
     scores = _scores(folder, config, data, chosen, plan)
-    # only the split the rule was fitted on needs cross-fitting
-    name = "dev" if data is None and chosen == "dev" else "test"
-    rule = read_decision(folder.model).rule
-    return measure(scores, rule, name, labels_of(manifest), config) | {"split": chosen}
+    decision = read_decision(folder.model)
+    metrics = measure(scores, decision, chosen, labels_of(manifest), config, saved=data is None)
+    before = read_json(folder.metrics) if folder.metrics.exists() else {}
+    beside = {key: before[key] for key in TRAINING if key in before}
+    if data is None and before.get("baseline"):
+        beside["baseline"] = before["baseline"]["splits"].get(chosen)
+    return metrics | beside
 
 
 def predict(
@@ -158,6 +165,8 @@ def predict(
     Returns:
         The number of bad rows; each has an ``error`` field in the output.
     """
+    if out is not None and out.is_dir():
+        raise UserError(f"--out {out} is a folder: name a file")
     classifier = load(run, plan)
     given = _columns(Path(run)) | {key: value for key, value in (columns or {}).items() if value}
     rows = read_documents(source, DataConfig(**given))
@@ -210,6 +219,9 @@ def _output(out: Path | None) -> Iterator[TextIO]:
 
 def _changed(manifest: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any]) -> Config:
     """Return the run's configuration with changes on top."""
+    section = next((a.partition(".")[0].strip() for a in assignments if a.split(".")[0].strip() not in LATER), None)
+    if section is not None:
+        raise UserError(f"--set {section}.…: a finished run can only change the sections {' and '.join(LATER)}")
     tree = {f"{s}.{k}": v for s, keys in manifest["config"].items() for k, v in keys.items()}
     return build_config(None, tree | {k: v for k, v in flags.items() if v is not None}, assignments)
 
@@ -226,7 +238,10 @@ def _scores(run: Run, config: Config, data: str | Path | None, split: str, plan:
 
 
 def _labelled(config: Config, data: str | Path, split: str, classifier: Classifier) -> Split:
-    columns = config.data.model_copy(update={"path": str(data), "limit": None})
+    same = str(data) == config.data.path  # a corpus again, from the place it was read from
+    source = config.data.source if same else None
+    plain = {"path": str(data), "limit": None, "source": source, "group": None, "weight": None}
+    columns = config.data.model_copy(update=plain)
     return read_split(columns, split, classifier.labels, classifier.decision.task)
 
 

@@ -178,6 +178,23 @@ def test_bf16_autocast_is_near() -> None:
     torch.testing.assert_close(low.float(), packed(**pack).logits, atol=0.05, rtol=0.05)
 
 
+@pytest.mark.parametrize("family", ["bert", "distilbert"])
+def test_bf16_stream(family: str) -> None:
+    """Under autocast every hidden state is bf16, its gradients stay near fp32's; without autocast nothing changes."""
+    packed = _install(tiny_model(family).eval(), family)
+    pack = _pack(_sequences()) | {"output_hidden_states": True}
+    expected = packed(**pack)
+    assert {h.dtype for h in expected.hidden_states} == {torch.float32}
+    wanted = _gradients(packed, expected.logits)
+    with torch.autocast("cpu", torch.bfloat16):
+        low = packed(**pack)
+    assert {h.dtype for h in low.hidden_states} == {torch.bfloat16}
+    found = _gradients(packed, low.logits.float())
+    size = sum(float(g.square().sum()) for g in wanted.values())
+    off = sum(float((found[n] - g).square().sum()) for n, g in wanted.items())
+    assert (off / size) ** 0.5 < 0.03
+
+
 def test_attention_dropout_is_not_applied_to_packs() -> None:
     packed = _install(tiny_model("bert", attention_probs_dropout_prob=0.5, hidden_dropout_prob=0.0), "bert").train()
     pack = _pack(_sequences())

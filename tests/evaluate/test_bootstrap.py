@@ -63,15 +63,16 @@ def test_a_seed_fixes_the_resamples_and_counts_do_not_depend_on_blocks():
 def test_the_interval_of_a_mean_is_the_textbook_one():
     x = np.random.default_rng(0).normal(size=500)
     samples = bootstrap(lambda w: {"mean": w @ x / 500}, 500, 4000, seed=0)["mean"]
-    low, high = interval(samples, float(x.mean()))
+    low, high = interval(samples, float(x.mean()), (-np.inf, np.inf))
     error = 1.96 * x.std() / np.sqrt(500)
     assert low == pytest.approx(x.mean() - error, abs=0.05 * error)
     assert high == pytest.approx(x.mean() + error, abs=0.05 * error)
 
 
 def test_an_interval_ignores_undefined_resamples():
-    assert interval(np.array([np.nan, np.nan]), 0.5) is None
-    assert interval(np.array([1.0, np.nan, 1.0]), 0.5) == [0.5, 0.5]
+    assert interval(np.array([np.nan, np.nan]), 0.5, (0, 1)) is None
+    assert interval(np.array([1.0, np.nan, 1.0]), 0.5, (0, 1)) == [0.5, 0.5]
+    assert interval(np.array([0.0, 1.0]), 0.9, (0, 1))[1] == 1.0, "no F1 is above 1"
 
 
 def test_intervals_hold_their_figures_even_for_rare_labels():

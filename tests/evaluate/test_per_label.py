@@ -32,7 +32,7 @@ def test_thresholds_are_shown_where_the_rule_has_them():
             None,
             Rule(kind="argmax"),
             Rule(kind="global", threshold=1.5),
-            Rule(kind="thresholds", thresholds=(0.5, None)),
+            Rule(kind="thresholds", thresholds=(0.5, 0.0), never=(1,)),
         )
     ]
     assert shown == [[None, None], [None, None], [1.5, 1.5], [0.5, None]]

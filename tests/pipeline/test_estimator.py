@@ -70,3 +70,24 @@ def test_parameters_travel_and_fitting_is_needed():
 def test_mistakes(X, y, sentence):
     with pytest.raises(UserError, match=sentence):
         TinyhatClassifier("linear").fit(X, y)
+
+
+@pytest.mark.parametrize("labels", [[3, 10, 2, 7, 5], [True, False]])
+def test_labels_come_back_as_they_were_given(labels):
+    X, y = data("single", 200)
+    names = sorted(set(y))
+    y = [labels[names.index(label) % len(labels)] for label in y]
+    model = TinyhatClassifier("linear").fit(X, np.array(y))
+    assert sorted(model.classes_.tolist()) == sorted(labels)
+    assert model.predict(X[:5]).dtype == np.array(labels).dtype
+    assert model.score(X, y) > 0.8
+    assert 0 < model.metrics_["accuracy"] <= 1
+
+
+@pytest.mark.parametrize("form", [np.array, sparse.csr_matrix])
+def test_an_indicator_matrix_is_multi_label(form):
+    X, y = data("multi", 200)
+    names = sorted({label for labels in y for label in labels})
+    dense = np.array([[int(name in labels) for name in names] for labels in y])
+    model = TinyhatClassifier("linear").fit(X, form(dense))
+    assert (model.predict(X).toarray() == dense).mean() > 0.9

@@ -134,7 +134,7 @@ def _rule(task: Task, width: int) -> Rule:
         return Rule(kind="argmax")
     if task == "regression":
         return Rule(kind="value")
-    return Rule(kind="thresholds", thresholds=(*(0.1 * (j % 7) - 0.2 for j in range(width - 1)), None))
+    return Rule(kind="thresholds", thresholds=tuple(0.1 * (j % 7) - 0.2 for j in range(width)), never=(width - 1,))
 
 
 def _metrics(

@@ -9,7 +9,6 @@ import sys
 
 import torch
 from safetensors.torch import load_file
-
 from tests.tiny.corpus import write_tiny
 from tests.tiny.models import save_tiny
 

@@ -23,7 +23,9 @@ def test_truth_of_a_label_outside_the_space_is_an_empty_row():
     "rule",
     [
         Rule(kind="global", threshold=0.1),
-        Rule(kind="thresholds", thresholds=(0.0, -1.0, 1.0, None, 0.2, 0.3, -5.0, 9.0)),
+        Rule(kind="thresholds", thresholds=(0.0, -1.0, 1.0, 0.1, 0.2, 0.3, -5.0, 9.0), never=(3,)),
+        Rule(kind="global", threshold=0.25, never=(0, 7)),
+        Rule(kind="top_k", k=3, never=(1,)),
         Rule(kind="top_k", k=3),
         Rule(kind="argmax"),
     ],

@@ -7,10 +7,13 @@ import sys
 from collections.abc import Sequence
 
 import typer
+from safetensors import SafetensorError
 
 from tinyhat import __version__
 from tinyhat.cli import check, demo, evaluate, predict, train, tune
 from tinyhat.errors import UserError
+
+DISK_FULL = "the disk is full{}: free some space and run again (train: with --resume)"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -63,11 +66,15 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sys.stderr.close()  # the reader of our stdout (head, less) has gone: nothing is wrong
         sys.exit(0)
     except OSError as error:
-        if error.errno == errno.ENOSPC:
-            where = f" at {error.filename}" if error.filename else ""
-            _stop(f"the disk is full{where}: free some space and run again (train: with --resume)", debug)
+        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
+            _stop(DISK_FULL.format(f" at {error.filename}" if error.filename else ""), debug)
         elif isinstance(error, PermissionError) and error.filename:
             _stop(f"{error.filename} may not be read or written: check its permissions", debug)
+        raise
+    except SafetensorError as error:
+        # safetensors reports the system's errors in words
+        if "os error 28" in str(error) or "os error 122" in str(error):
+            _stop(DISK_FULL.format(""), debug)
         raise
     except KeyboardInterrupt:
         print("interrupted", file=sys.stderr)

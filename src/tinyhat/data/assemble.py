@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -58,7 +59,7 @@ def assemble(raw: RawDataset, config: DataConfig, seed: int, name: str) -> Datas
     space = LabelSpace(names, count_labels(finished["train"].targets), declared is not None)
     if len(space.unseen) and raw.task != "regression":
         notes.append(f"{len(space.unseen):,} of {len(space):,} declared labels have no training document")
-    return Dataset(name, raw.task, space, finished, dataset_sha256(finished), tuple(notes), raw.descriptors)
+    return Dataset(name, raw.task, space, finished, dataset_sha256(finished, names), tuple(notes), raw.descriptors)
 
 
 def label_names(label_lists: Sequence[Sequence[str]]) -> tuple[str, ...]:
@@ -123,9 +124,9 @@ def count_labels(targets: Targets) -> IntArray:
     return np.bincount(values[values >= 0], minlength=targets.width).astype(np.int64)
 
 
-def dataset_sha256(splits: dict[str, Split]) -> str:
-    """Return the sha256 over ids, texts, pairs, targets and weights of all splits."""
-    digest = hashlib.sha256()
+def dataset_sha256(splits: dict[str, Split], names: Sequence[str]) -> str:
+    """Return the sha256 over label names, and ids, texts, pairs, targets and weights of all splits."""
+    digest = hashlib.sha256(json.dumps(list(names)).encode())
     for name in sorted(splits):
         split = splits[name]
         digest.update(name.encode())

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
 from transformers import PreTrainedModel
 
 from tinyhat.config import EncoderConfig
 from tinyhat.encoder.first_row import install_first_row, remove_first_row
 from tinyhat.encoder.gather import install_gather
 from tinyhat.encoder.interface import NAME
+from tinyhat.encoder.stream import install_low_stream
 from tinyhat.encoder.verify import packing_fault
 from tinyhat.errors import UserError
 
@@ -74,7 +74,9 @@ def install_packing(model: PreTrainedModel, first_position: int, max_positions: 
     fault = packing_fault(model, first_position, max_positions, avoid)
     if fault:
         handle.remove()
-        if isinstance(layer, nn.Module):
+        if layer is not None:
             remove_first_row(layer)
         model.set_attn_implementation(before)
+    elif layer is not None:
+        install_low_stream(model)  # the layers first_row knows are post-norm: nothing adds up over depth
     return fault

@@ -34,6 +34,11 @@ class Plan:
 PLANS = {"fp32": torch.float32, "amp_bf16": torch.bfloat16}
 
 
+def pick_device() -> torch.device:
+    """Return the GPU of this process where there is one, else the CPU."""
+    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
+
+
 def choose_plan(name: str, device: torch.device) -> Plan:
     """Return the plan called `name`; ``auto`` takes bf16 products where the hardware has them, else fp32.
 

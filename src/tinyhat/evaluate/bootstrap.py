@@ -25,7 +25,7 @@ def bootstrap(statistic: Statistic, documents: int, resamples: int, seed: int) -
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
 
 
-def interval(samples: Array, figure: float) -> list[float] | None:
+def interval(samples: Array, figure: float, bounds: tuple[float, float]) -> list[float] | None:
     """Return the 95% interval of `figure` from its resamples: their 2.5th and 97.5th percentile, centred on the figure.
 
     Centred: shifted so that the resamples' mean is the figure. A resample holds fewer different documents than the
@@ -35,6 +35,7 @@ def interval(samples: Array, figure: float) -> list[float] | None:
     Args:
         samples: float64 [resamples]; NaN where a resample leaves the metric undefined.
         figure: the metric on the whole split.
+        bounds: the least and the greatest value the metric can have; the interval keeps to them.
 
     Returns:
         [low, high], or None where no resample has a defined value.
@@ -42,4 +43,4 @@ def interval(samples: Array, figure: float) -> list[float] | None:
     samples = samples[np.isfinite(samples)]
     if len(samples) == 0:
         return None
-    return [float(x) for x in figure + np.percentile(samples - samples.mean(), [2.5, 97.5])]
+    return [float(x) for x in np.clip(figure + np.percentile(samples - samples.mean(), [2.5, 97.5]), *bounds)]

@@ -57,7 +57,7 @@ def compare_scores(
             "first": float(a[name][0]),
             "second": float(b[name][0]),
             "difference": float(b[name][0] - a[name][0]),
-            "interval": interval(change, float(b[name][0] - a[name][0])),
+            "interval": interval(change, float(b[name][0] - a[name][0]), (-np.inf, np.inf)),
             "p": min(1.0, 2.0 * (int(min(sides)) + 1) / (len(change) + 1)),
         }
     return out

@@ -16,6 +16,12 @@ from tinyhat.evaluate.statistic import Statistic, label_statistic, regression_st
 from tinyhat.tune.decided import ROWS, Csr, label_counts, require_targets, truth
 from tinyhat.types import FloatArray, IntArray, Scores
 
+CORRELATION, ERROR = (-1.0, 1.0), (0.0, np.inf)
+BOUNDS = {  # of the metrics that are not between 0 and 1
+    "pearson": CORRELATION, "spearman": CORRELATION, "mae": ERROR, "rmse": ERROR, "log_loss": ERROR,
+    "r2": (-np.inf, 1.0),
+}  # fmt: skip
+
 
 def evaluate_scores(
     scores: Scores,
@@ -53,7 +59,11 @@ def evaluate_scores(
     figures = statistic(np.ones((1, len(targets)), dtype=np.float32))
     out |= {name: float(value[0]) for name, value in figures.items() if np.isfinite(value[0])}
     samples = bootstrap(statistic, len(targets), config.bootstrap, seed)
-    found = {name: interval(values, out[name]) for name, values in samples.items() if name in out}
+    found = {
+        name: interval(values, out[name], BOUNDS.get(name, (0.0, 1.0)))
+        for name, values in samples.items()
+        if name in out
+    }
     out["intervals"] = {name: pair for name, pair in found.items() if pair is not None}
     if targets.task == "regression":
         per_target = regression_values(targets.dense(), scores.logits)(np.ones((1, len(targets)), dtype=np.float32))

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from types import MethodType
+
 import numpy as np
 import torch
 from torch import nn
+from torch.nn import functional
 
 from tinyhat.types import FloatArray, IntArray
 
@@ -24,9 +27,25 @@ def output_layer(model: nn.Module, labels: int) -> nn.Linear:
 
 def head_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters outside the encoder (``base_model_prefix``): the head's."""
-    base = getattr(model, "base_model", None)
+    unwrap = getattr(model, "get_base_model", None)  # a peft wrapper's base_model is the classifier, head and all
+    base = getattr(unwrap() if callable(unwrap) else model, "base_model", None)
     body = {id(p) for p in base.parameters()} if isinstance(base, nn.Module) else set()
     return [name for name, p in model.named_parameters() if id(p) not in body]
+
+
+def compute_in_fp32(layer: nn.Linear) -> None:
+    """Let the output layer compute in fp32 under every plan (once is enough; calling again changes nothing).
+
+    bf16 has 8 bits: logits near -7 would come in steps of 1/32, thousands of labels would tie, and a regression around
+    2,000 would know only every eighth value (R² 0.81 instead of 0.92 in a measurement). The layer is one row a
+    document, so this costs nothing.
+    """
+    layer.forward = MethodType(_fp32_forward, layer)  # type: ignore[method-assign]
+
+
+def _fp32_forward(layer: nn.Linear, hidden_BD: torch.Tensor) -> torch.Tensor:
+    with torch.autocast(hidden_BD.device.type, enabled=False):
+        return functional.linear(hidden_BD.float(), layer.weight, layer.bias)
 
 
 def start_at_prior(layer: nn.Linear, train_counts: IntArray, documents: int) -> None:
@@ -34,7 +53,7 @@ def start_at_prior(layer: nn.Linear, train_counts: IntArray, documents: int) -> 
 
     log((c + 1/2) / (N - c + 1/2)) for a label with c of N training documents (Haldane's correction; Lin et al. 2017,
     "Focal Loss", section 4.1, starts from a prior for the same reason). Without it the first summed BCE over 4,271
-    labels is 2,960 nats a document, with it about 40.
+    labels is 2,960 nats a document, with it a few dozen.
 
     Args:
         layer: the output layer, L outputs.
@@ -53,5 +72,4 @@ def fold_scale(layer: nn.Linear, mean: FloatArray, std: FloatArray) -> None:
     with torch.no_grad():
         scale = torch.from_numpy(std).to(layer.weight)
         layer.weight.mul_(scale[:, None])
-        assert layer.bias is not None
         layer.bias.mul_(scale).add_(torch.from_numpy(mean).to(layer.bias))

@@ -13,6 +13,7 @@ from tinyhat.data.reading import Reader, Reading
 from tinyhat.encoder.forward import forward_pack
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
+from tinyhat.head.output import compute_in_fp32, output_layer
 from tinyhat.types import Document, FloatArray, Prediction
 
 WINDOW = 1024  # documents looked ahead: enough to sort by length, 4 MiB of tokens at 512 each
@@ -33,6 +34,7 @@ class TorchPredictor:
         self.encoder, self.reader, self.device = encoder, reader, device
         self.numeric_plan, self.plan = plan, plan.name
         self.pack_tokens = pack_tokens
+        compute_in_fp32(output_layer(encoder.model, int(encoder.model.config.num_labels)))
 
     def predict_logits(self, documents: Iterator[Document]) -> Iterator[Prediction]:
         """Yield a Prediction per document, in input order; at most WINDOW documents are held."""

@@ -182,7 +182,7 @@ def _rule(decision: Decision | None, task: str) -> str:
     if decision is None:
         return ""
     rule = decision.rule
-    never = sum(t is None for t in rule.thresholds or ())
+    never = len(rule.never)
     said = {
         "argmax": "The label with the highest score is decided.",
         "thresholds": "Each label is decided where its logit exceeds the label's own threshold"

@@ -35,6 +35,7 @@ class Progress:
         worse: evaluations since then.
         stopped: early stopping has ended training.
         documents: documents seen by this run.
+        tokens: tokens computed by this run.
         seconds: training seconds so far, over all sessions.
     """
 
@@ -45,6 +46,7 @@ class Progress:
     worse: int = 0
     stopped: bool = False
     documents: int = 0
+    tokens: int = 0
     seconds: float = 0.0
 
 
@@ -83,6 +85,7 @@ def load_checkpoint(
         found = _read(path)
         if found is None:
             warn(f"checkpoint {path.name} is torn (its contents do not match its sha256); the one before it is used")
+            remove(path)  # or it would count among the newest ones that are kept
             continue
         tensors, state = found
         _restore(tensors, model, optimizer)

@@ -8,13 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 
 from tinyhat.config import Config, TuneConfig
 from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
-from tinyhat.encoder.precision import choose_plan
+from tinyhat.encoder.precision import choose_plan, pick_device
+from tinyhat.errors import UserError
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run, atomic_path
@@ -36,11 +36,6 @@ class Trained:
     facts: dict[str, Any]
 
 
-def pick_device() -> torch.device:
-    """Return the GPU of this process where there is one, else the CPU."""
-    return torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
-
-
 def train_classifier(config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> Trained:
     """Train ``config.encoder.model`` on the train split and save it into ``run.model``.
 
@@ -57,12 +52,18 @@ def train_classifier(config: Config, dataset: Dataset, run: Run, resume: bool, s
     encoder = load_encoder(config.encoder.model, dataset.task, names, config.encoder, tokens, seed)
     parameters = sum(p.numel() for p in encoder.model.parameters())
     say(f"encoder: {encoder.name}, {parameters / 1e6:.1f}M parameters, {encoder.reason}")
+    for note in encoder.notes:
+        say(f"encoder: {note}")
     say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
     reader = Reader(backend_tokenizer(encoder), config.reading)
     split = dataset.splits["train"]
     reading = reader.read_cached(split.texts, split.pairs)
     targets, mean, std = _standardise(split.targets)
     layer = output_layer(encoder.model, len(dataset.labels))
+    if layer.bias is None and dataset.task == "regression":
+        raise UserError(
+            f"encoder.model = {encoder.name!r} has a head without bias and cannot learn numbers: take another"
+        )
     if dataset.task == "multi" and config.head.prior_bias:
         start_at_prior(layer, dataset.labels.train_counts, len(split))
     predictor = TorchPredictor(encoder, reader, plan, device, config.train.pack_tokens)

@@ -22,6 +22,7 @@ from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
 from tinyhat.errors import UserError
 from tinyhat.head.losses import document_losses
+from tinyhat.head.output import compute_in_fp32, output_layer
 from tinyhat.run import Run
 from tinyhat.train.checkpoint import Progress, load_best, load_checkpoint, save_best, save_checkpoint
 from tinyhat.train.log import Bar, StepLog
@@ -89,6 +90,7 @@ class Trainer:
         # precision is ours (encoder/precision.py): accelerate only places, wraps and reduces
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.bare = encoder
+        compute_in_fp32(output_layer(encoder.model, material.targets.width))
         width = int(encoder.model.config.hidden_size)
         optimizer = build_optimizer(encoder.model, config, width)
         model, self.optimizer = self.accelerator.prepare(encoder.model, optimizer)
@@ -115,13 +117,10 @@ class Trainer:
         every = self.config.evaluate_every or self._evaluate_every()
         log = StepLog(self.run.log, self.progress.step, self._tensorboard())
         saved = time.monotonic()
-        tokens = 0
-        begin = time.perf_counter()
         try:
             with Bar("train", self.steps, self.progress.step) as bar:
                 while self.progress.step < self.steps and not self.progress.stopped:
                     line = self.train_step()
-                    tokens += line.pop("tokens")
                     log.write(line)
                     bar.advance(1, _facts(line))
                     done = self.progress.step == self.steps
@@ -133,10 +132,10 @@ class Trainer:
                         saved = time.monotonic()
         finally:
             log.close()
-        return self._outcome(tokens, time.perf_counter() - begin)
+        return self._outcome()
 
     def train_step(self) -> dict[str, Any]:
-        """Do one optimiser step and return its log line (with ``tokens``, the tokens it computed)."""
+        """Do one optimiser step and return its log line."""
         begin = time.perf_counter()
         step = self.progress.step
         model = self.encoder.model
@@ -216,9 +215,9 @@ class Trainer:
         return {"metric": metric, "value": value}
 
     def _due(self, evaluated: bool, saved: float) -> bool:
-        if self.config.checkpoint_every:
-            return self.progress.step % self.config.checkpoint_every == 0
-        return evaluated or time.monotonic() - saved > 60 * self.config.checkpoint_minutes
+        every = self.config.checkpoint_every
+        planned = self.progress.step % every == 0 if every else evaluated
+        return planned or time.monotonic() - saved > 60 * self.config.checkpoint_minutes
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
@@ -231,6 +230,7 @@ class Trainer:
     def _line(self, loss: float, norm: float, tokens: int, seconds: float) -> dict[str, Any]:
         self.progress.step += 1
         self.progress.documents += self.config.batch_size
+        self.progress.tokens += tokens
         self.progress.seconds += seconds
         return {
             "step": self.progress.step,
@@ -242,10 +242,9 @@ class Trainer:
             "tokens_per_second": round(tokens / seconds, 1),
             "memory_gb": round(peak_memory_gb(), 3),
             "seconds": round(self.progress.seconds, 3),
-            "tokens": tokens,
         }
 
-    def _outcome(self, tokens: int, seconds: float) -> Outcome:
+    def _outcome(self) -> Outcome:
         if self.progress.best_value is not None and self.progress.best_step != self.progress.step:
             load_best(self.run.checkpoints, self.bare.model)
         trained = self.progress.seconds
@@ -255,7 +254,7 @@ class Trainer:
             best_step=self.progress.best_step or self.progress.step,
             best_value=self.progress.best_value,
             documents_per_second=round(self.progress.documents / trained, 2) if trained else 0.0,
-            tokens_per_second=round(tokens / seconds, 1) if tokens else 0.0,
+            tokens_per_second=round(self.progress.tokens / trained, 1) if trained else 0.0,
             peak_memory_gb=round(peak_memory_gb(), 3),
             seconds=round(trained, 1),
         )

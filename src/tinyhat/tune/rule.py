@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ from tinyhat.tune.thresholds import global_threshold, label_thresholds
 from tinyhat.types import IntArray, Scores, Targets, Task
 
 
-def fit_rule(scores: Scores, config: TuneConfig) -> Rule:
+def fit_rule(scores: Scores, config: TuneConfig, unseen: Sequence[int] = ()) -> Rule:
     """Fit the rule that `config.rule` names on the scores of the dev split.
 
     auto is argmax for the single task, thresholds for multi, the value itself for regression.
@@ -23,16 +24,20 @@ def fit_rule(scores: Scores, config: TuneConfig) -> Rule:
     Args:
         scores: float32 [N, L] logits with their true targets.
         config: rule, top_k, and shrink for thresholds.
+        unseen: labels without a training document; the head knows nothing of them, so they are never chosen.
 
     Raises:
         UserError: a rule that does not fit the task, no true label to fit on, NaN logits.
     """
     targets = require_targets(scores)
     kind = _kind(config, targets.task)
-    if kind in ("argmax", "value"):
+    if kind == "value":
         return Rule(kind=kind)
+    never = tuple(int(j) for j in unseen)
+    if kind == "argmax":
+        return Rule(kind=kind, never=never)
     if kind == "top_k":
-        return Rule(kind=kind, k=min(config.top_k, targets.width))
+        return Rule(kind=kind, k=min(config.top_k, targets.width), never=never)
     if len(targets.values) == 0:
         raise UserError(
             "no document of the dev split has a label, so there is no threshold to fit: give a dev split with labels "
@@ -41,12 +46,14 @@ def fit_rule(scores: Scores, config: TuneConfig) -> Rule:
     true = truth(targets)
     shared = global_threshold(scores.logits, true)
     if kind == "global":
-        return Rule(kind=kind, threshold=shared)
+        return Rule(kind=kind, threshold=shared, never=never)
     own = label_thresholds(scores.logits, true, fallback=shared, shrink=config.shrink)
-    return Rule(kind=kind, thresholds=tuple(own.tolist()))
+    return Rule(kind=kind, thresholds=tuple(own.tolist()), never=never)
 
 
-def cross_fitted(scores: Scores, config: TuneConfig, seed: int) -> tuple[Csr, dict[str, Any]]:
+def cross_fitted(
+    scores: Scores, config: TuneConfig, seed: int, unseen: Sequence[int] = ()
+) -> tuple[Csr, dict[str, Any]]:
     """Decide every dev document by a rule fitted on the other folds.
 
     Thresholds fitted on the documents they are measured on flatter themselves; these decisions do not.
@@ -55,6 +62,7 @@ def cross_fitted(scores: Scores, config: TuneConfig, seed: int) -> tuple[Csr, di
         scores: float32 [N, L] logits with their true targets (single or multi).
         config: the rule, and `folds`, the number of parts the documents are dealt into.
         seed: of the dealing.
+        unseen: as for `fit_rule`.
 
     Returns:
         The out-of-fold decisions, bool CSR [N, L], and a summary: rule, folds, fitted_micro_f1, fitted_macro_f1 (the
@@ -64,11 +72,11 @@ def cross_fitted(scores: Scores, config: TuneConfig, seed: int) -> tuple[Csr, di
         UserError: as `fit_rule`.
     """
     targets = require_targets(scores)
-    rule = fit_rule(scores, config)
+    rule = fit_rule(scores, config, unseen)
     fitted = decide(rule, scores.logits)
     honest = fitted
     if rule.kind in ("thresholds", "global"):
-        parts = [_out_of_fold(scores, targets, rows, config) for rows in deal(len(targets), config.folds, seed)]
+        parts = [_out_of_fold(scores, targets, rows, config, unseen) for rows in deal(len(targets), config.folds, seed)]
         order = np.argsort(np.concatenate([rows for rows, _ in parts]))
         honest = sparse.vstack([decided for _, decided in parts], format="csr")[order]
     true = truth(targets)
@@ -89,14 +97,16 @@ def deal(documents: int, folds: int, seed: int) -> list[IntArray]:
     return [np.sort(part) for part in np.array_split(order, min(folds, documents))]
 
 
-def _out_of_fold(scores: Scores, targets: Targets, rows: IntArray, config: TuneConfig) -> tuple[IntArray, Csr]:
+def _out_of_fold(
+    scores: Scores, targets: Targets, rows: IntArray, config: TuneConfig, unseen: Sequence[int]
+) -> tuple[IntArray, Csr]:
     """Return `rows` with the decisions of a rule fitted on all other rows."""
     others = np.setdiff1d(np.arange(len(targets)), rows)
     rest = Scores([scores.ids[i] for i in others], scores.logits[others], targets.take(others), scores.plan)
     if rest.targets is None or len(rest.targets.values) == 0:
         # nothing to fit on: decide nothing, which is what this much evidence supports
         return rows, sparse.csr_array((len(rows), targets.width), dtype=bool)
-    return rows, decide(fit_rule(rest, config), scores.logits[rows])
+    return rows, decide(fit_rule(rest, config, unseen), scores.logits[rows])
 
 
 def _kind(config: TuneConfig, task: Task) -> RuleKind:

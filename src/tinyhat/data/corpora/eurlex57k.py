@@ -55,7 +55,7 @@ def read(config: DataConfig) -> RawDataset:
     if declared is None:
         declared, note = _declared_by_splits(splits)
         notes += note
-    return RawDataset("multi", splits, (), declared, notes, descriptors, split_missing=False)
+    return RawDataset("multi", splits, (), declared, notes, descriptors, split_missing="dev" not in splits)
 
 
 def _count_notes(splits: dict[str, RawSplit]) -> list[str]:
