@@ -26,6 +26,12 @@ def test_rate_and_mean(p: float, dtype: torch.dtype) -> None:
         assert abs(both - p * p) < 6 * (p * p * (1 - p * p) / count) ** 0.5 + 1e-3
 
 
+@pytest.mark.parametrize("p", [1e-6, 0.999999, 1.0])
+def test_rates_at_the_ends(p: float) -> None:
+    out = FastDropout(p)(torch.ones(20))
+    assert float((out == 0).float().mean()) == round(p)
+
+
 def test_gradient_is_the_mask() -> None:
     x = torch.randn(7, 5, requires_grad=True)
     out = FastDropout(0.4)(x)
