@@ -94,7 +94,7 @@ class TrainConfig(Section):
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better one")
     checkpoint_every: int | None = Field(None, ge=1, description="steps; None: at every evaluation")
     checkpoint_minutes: float = Field(10.0, gt=0, description="and at least this often")
-    seed: int = 0
+    seed: int = Field(0, ge=0)
     tensorboard: bool = False
 
 

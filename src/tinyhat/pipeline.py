@@ -15,7 +15,7 @@ from tinyhat.config import Config
 from tinyhat.data.dataset import Dataset
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import write_scores
-from tinyhat.run import Run, environment, open_run, read_json, write_json
+from tinyhat.run import Run, environment, open_run, read_json, remove, write_json
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import IntArray, Scores
 
@@ -53,31 +53,38 @@ def train_dataset(config: Config, dataset: Dataset, out: str | Path, resume: boo
     if "dev" not in dataset.splits:
         raise UserError(f"{dataset.name} has no dev split to tune on: add one, or give a single file to be split")
     run = open_run(Path(out), config.model_dump(mode="json"), resume)
+    try:
+        _tell_story(config, dataset, run, resume, say)
+    except UserError:
+        if not resume and not run.checkpoints.exists():  # nothing is lost: the folder is free for another try
+            for item in run.path.iterdir():
+                remove(item)
+        raise
+    return run
+
+
+def _tell_story(config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> None:
     begin = time.monotonic()
     manifest = _begin_manifest(config, dataset, run, resume)
     for note in dataset.notes:
         say(f"data: {note}")
-    baseline = None
-    if config.evaluate.baseline and config.encoder.model != "linear":
-        baseline = _baseline(config, dataset, run, say)
-    facts = _fit_linear(config, dataset, run, say) if config.encoder.model == "linear" else None
-    if facts is None:
-        facts = _fit_encoder(config, dataset, run, resume, say)
+    if config.encoder.model == "linear":
+        facts = _fit_linear(config, dataset, run, say)
+    else:
+        facts = _fit_encoder(config, dataset, run, manifest, resume, say)
     manifest |= facts.pop("manifest")
     decide_run(run, config, manifest)
     manifest["seconds"] = round(time.monotonic() - begin, 1)
     write_json(run.manifest, manifest)
-    metrics = measure_run(run, config, manifest, facts | {"baseline": baseline, "notes": list(dataset.notes)})
+    metrics = measure_run(run, config, manifest, facts | {"notes": list(dataset.notes)})
     report_run(run, manifest, metrics, dataset.splits[metrics["split"]])
-    return run
 
 
 def _begin_manifest(config: Config, dataset: Dataset, run: Run, resume: bool) -> dict[str, Any]:
     """Write the manifest that makes the folder a run; on resume, check that the data is the same."""
-    if resume:
-        before = run.read_manifest()["data"]["sha256"]
-        if before != dataset.sha256:
-            raise UserError(f"--resume: the documents in {config.data.path} have changed since {run.path} began")
+    before = run.read_manifest() if resume else {}
+    if resume and before["data"]["sha256"] != dataset.sha256:
+        raise UserError(f"--resume: the documents in {config.data.path} have changed since {run.path} began")
     manifest: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "environment": environment(),
@@ -91,15 +98,23 @@ def _begin_manifest(config: Config, dataset: Dataset, run: Run, resume: bool) ->
         "labels": list(dataset.labels.names),
         "train_counts": dataset.labels.train_counts.tolist(),
     }
+    if "threads" in before:
+        manifest["threads"] = before["threads"]
     write_json(run.manifest, manifest)
     return manifest
 
 
-def _fit_encoder(config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> dict[str, Any]:
-    """Train the encoder and score dev and test; return facts for metrics and manifest."""
-    from tinyhat.train.classifier import train_classifier
+def _fit_encoder(
+    config: Config, dataset: Dataset, run: Run, manifest: dict[str, Any], resume: bool, say: Say
+) -> dict[str, Any]:
+    """Fit the baseline, train the encoder and score dev and test; return facts for metrics and manifest."""
+    from tinyhat.train.classifier import fix_threads, prepare, train_classifier
 
-    trained = train_classifier(config, dataset, run, resume, say)
+    manifest["threads"] = fix_threads(manifest.get("threads"), say)
+    write_json(run.manifest, manifest)
+    prepared = prepare(config, dataset, say)
+    baseline = _baseline(config, dataset, run, say) if config.evaluate.baseline else None
+    trained = train_classifier(prepared, config, dataset, run, resume, say)
     predictor, outcome = trained.predictor, trained.outcome
     facts: dict[str, Any] = {
         "samples_per_second": outcome.documents_per_second,
@@ -109,6 +124,7 @@ def _fit_encoder(config: Config, dataset: Dataset, run: Run, resume: bool, say: 
         "steps": outcome.steps,
         "best_step": outcome.best_step,
         "stopped_early": outcome.stopped_early,
+        "baseline": baseline,
         "reading": {},
         "manifest": {"encoder": trained.facts, "plan": predictor.plan, "plan_reason": predictor.numeric_plan.reason},
     }

@@ -21,6 +21,7 @@ from typing import Any
 
 from tinyhat.errors import UserError
 
+LATER = ("tune", "evaluate")  # configuration sections that weights and scores do not depend on: free to change
 PACKAGES = ("tinyhat", "torch", "transformers", "tokenizers", "accelerate", "numpy", "scipy", "scikit-learn", "pyarrow")
 
 
@@ -93,7 +94,10 @@ def file_sha256(path: Path) -> str:
 
 def _sync(path: Path) -> None:
     files = [p for p in path.rglob("*") if p.is_file()] if path.is_dir() else [path]
+    mask = os.umask(0)
+    os.umask(mask)
     for file in files:
+        file.chmod(0o666 & ~mask)  # safetensors writes for the owner alone; a shared run is read by others
         with file.open("rb") as stream:
             os.fsync(stream.fileno())
 
@@ -157,7 +161,11 @@ class Run:
             raise UserError(f"{self.path} does not exist: give the folder that 'tinyhat train --out' wrote")
         if not self.manifest.exists():
             raise UserError(f"{self.path} is not a tinyhat run (it has no manifest.json)")
-        manifest: dict[str, Any] = read_json(self.manifest)
+        manifest = read_json(self.manifest)
+        if not isinstance(manifest, dict) or not {"config", "data", "labels", "train_counts"} <= manifest.keys():
+            raise UserError(
+                f"{self.manifest} is damaged: it lacks the configuration, the data or the labels of the run"
+            )
         return manifest
 
 
@@ -182,8 +190,8 @@ def open_run(path: Path, config: dict[str, Any], resume: bool) -> Run:
         raise UserError(f"--resume: there is nothing to resume in {path} (no manifest.json); leave --resume out")
     for leftover in path.rglob(".*.[to][ml][pd]"):
         remove(leftover)  # .tmp and .old of a killed process: its last write never came to its final name
-    before = run.read_manifest().get("config")
-    if before != config:
+    before = run.read_manifest()["config"]
+    if any(before.get(section) != config[section] for section in config if section not in LATER):
         raise UserError(
             f"--resume: the configuration differs from the one {path} began with ({_difference(before, config)}); "
             "resume with the same flags or start a new run in another folder"
@@ -194,7 +202,7 @@ def open_run(path: Path, config: dict[str, Any], resume: bool) -> Run:
 def _difference(before: Any, now: Any) -> str:
     """Name the first settings in which two configurations differ."""
     found = []
-    for section in now:
+    for section in (name for name in now if name not in LATER):
         for key, value in now[section].items():
             old = (before or {}).get(section, {}).get(key)
             if old != value:

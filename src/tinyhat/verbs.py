@@ -19,12 +19,11 @@ from tinyhat.decision import read_decision
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import read_scores
 from tinyhat.predict import Classifier, load
-from tinyhat.run import Run, atomic_path, read_json, write_json
+from tinyhat.run import LATER, Run, atomic_path, read_json, write_json
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import Document, Prediction, Scores
 
 Say = Callable[[str], None]
-LATER = ("tune", "evaluate")  # sections that weights and scores do not depend on
 TRAINING = (  # what metrics.json knows of training; no verb after it changes them
     "samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step", "stopped_early",
 )  # fmt: skip
@@ -69,6 +68,7 @@ def tune(
     split: str = "dev",
     rule: str | None = None,
     assignments: Sequence[str] = (),
+    columns: Mapping[str, Any] | None = None,
     say: Say = _quiet,
 ) -> dict[str, Any]:
     """Fit the decision rule of a run again, on its saved scores or on `data`; weights stay as they are.
@@ -79,6 +79,7 @@ def tune(
         split: which split of them.
         rule: auto, thresholds, global, top_k or argmax; None keeps the run's.
         assignments: further ``tune.key=value`` settings.
+        columns: columns of `data` (text, pair, label, labels, target, id) where they differ from the run's.
         say: where remarks go.
 
     Returns:
@@ -86,19 +87,20 @@ def tune(
     """
     folder = Run(Path(run))
     manifest = folder.read_manifest()
-    config = _changed(manifest, assignments, {"tune.rule": rule})
+    config = _changed(manifest, assignments, {"tune.rule": rule}, columns)
+    before = read_json(folder.metrics) if folder.metrics.exists() else {}
     if data is None and split == "dev":
         decision = decide_run(folder, config, manifest)
     else:
-        scores = _scores(folder, config, data, split, None)
+        scores = _scores(folder, config, data, split, None, say)
         fitted_on = {"split": split, "documents": len(scores.ids)} | ({"data": str(data)} if data else {})
         fitted = fit_rule(scores, config.tune, labels_of(manifest).unseen.tolist())
         decision = write_rule(folder, config, manifest, fitted, fitted_on, scores.plan)
-    manifest["config"] = config.model_dump(mode="json")
+    changed = config.model_dump(mode="json")
+    manifest["config"] |= {section: changed[section] for section in LATER}
     write_json(folder.manifest, manifest)
-    before = read_json(folder.metrics)
     facts = {key: before[key] for key in (*TRAINING, "baseline", "notes") if key in before}
-    metrics = measure_run(folder, config, manifest, facts | {"reading": {before["split"]: before.get("reading")}})
+    metrics = measure_run(folder, config, manifest, facts | {"reading": {before.get("split"): before.get("reading")}})
     report_run(folder, manifest, metrics, None)
     where = decision.fitted_on
     say(f"rule: {decision.rule.kind}, fitted on {where['documents']} {where['split']} documents")
@@ -111,6 +113,8 @@ def evaluate(
     split: str | None = None,
     plan: str | None = None,
     assignments: Sequence[str] = (),
+    columns: Mapping[str, Any] | None = None,
+    say: Say = _quiet,
 ) -> dict[str, Any]:
     """Measure a run on its saved scores, or on other labelled documents.
 
@@ -120,19 +124,21 @@ def evaluate(
         split: dev or test; None is test where there is one.
         plan: numeric plan for `data`.
         assignments: further ``evaluate.key=value`` settings.
+        columns: columns of `data` (text, pair, label, labels, target, id) where they differ from the run's.
+        say: where remarks go.
 
     Returns:
         The metrics, as in metrics.json for one split.
     """
     folder = Run(Path(run))
     manifest = folder.read_manifest()
-    config = _changed(manifest, assignments, {})
+    config = _changed(manifest, assignments, {}, columns)
     if plan is not None and data is None:
         raise UserError(
             "--plan changes how documents are computed: give them with --data (saved scores stay as they are)"
         )
     chosen = split or next((n for n in reversed(SHOWN) if (folder.scores / f"{n}.safetensors").exists()), "test")
-    scores = _scores(folder, config, data, chosen, plan)
+    scores = _scores(folder, config, data, chosen, plan, say)
     decision = read_decision(folder.model)
     metrics = measure(scores, decision, chosen, labels_of(manifest), config, saved=data is None)
     before = read_json(folder.metrics) if folder.metrics.exists() else {}
@@ -176,6 +182,8 @@ def predict(
             bad += "error" in result
             total += 1
             stream.write(json.dumps(result, ensure_ascii=False) + "\n")
+    if bad and bad == total:
+        raise UserError(f"none of the {total} rows of {source} could be read: see the 'error' field of any line")
     if bad:
         say(f"{bad} of {total} rows could not be read; their lines have an 'error' field")
     return bad
@@ -213,31 +221,40 @@ def _output(out: Path | None) -> Iterator[TextIO]:
         yield sys.stdout
         sys.stdout.flush()
         return
-    with atomic_path(out) as temporary, temporary.open("w", encoding="utf-8") as stream:
+    if out.exists() and not out.is_file():  # a device or a pipe cannot be replaced, only written to
+        with out.open("w", encoding="utf-8") as stream:
+            yield stream
+        return
+    with atomic_path(out.resolve()) as temporary, temporary.open("w", encoding="utf-8") as stream:
         yield stream
 
 
-def _changed(manifest: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any]) -> Config:
+def _changed(
+    manifest: dict[str, Any], assignments: Sequence[str], flags: Mapping[str, Any], columns: Mapping[str, Any] | None
+) -> Config:
     """Return the run's configuration with changes on top."""
     section = next((a.partition(".")[0].strip() for a in assignments if a.split(".")[0].strip() not in LATER), None)
     if section is not None:
         raise UserError(f"--set {section}.…: a finished run can only change the sections {' and '.join(LATER)}")
     tree = {f"{s}.{k}": v for s, keys in manifest["config"].items() for k, v in keys.items()}
+    tree |= {f"data.{k}": v for k, v in (columns or {}).items() if v}
     return build_config(None, tree | {k: v for k, v in flags.items() if v is not None}, assignments)
 
 
-def _scores(run: Run, config: Config, data: str | Path | None, split: str, plan: str | None) -> Scores:
+def _scores(run: Run, config: Config, data: str | Path | None, split: str, plan: str | None, say: Say) -> Scores:
     """Return saved scores, or predict `data` and return its scores."""
     if data is None:
         return read_scores(run.scores, split)
     classifier = load(run.path, plan)
-    documents = _labelled(config, data, split, classifier)
+    documents, notes = _labelled(config, data, split, classifier)
+    for note in notes:
+        say(f"data: {note}")
     found: list[Prediction] = list(classifier.predictor.predict_logits(documents.documents()))
     logits = np.stack([p.logits for p in found if p.logits is not None])
     return Scores(documents.ids, logits, documents.targets, classifier.predictor.plan)
 
 
-def _labelled(config: Config, data: str | Path, split: str, classifier: Classifier) -> Split:
+def _labelled(config: Config, data: str | Path, split: str, classifier: Classifier) -> tuple[Split, list[str]]:
     same = str(data) == config.data.path  # a corpus again, from the place it was read from
     source = config.data.source if same else None
     plain = {"path": str(data), "limit": None, "source": source, "group": None, "weight": None}

@@ -243,14 +243,16 @@ def test_mistakes_of_place(tmp_path):
 
 def test_read_split_uses_the_label_space_of_the_model(tmp_path):
     path = jsonl(tmp_path / "a.jsonl", [{"text": "x", "label": "b"}, {"text": "y", "label": "z"}])
-    split = read_split(DataConfig(path=path), "test", ("a", "b"), "single")
+    split, notes = read_split(DataConfig(path=path), "test", ("a", "b"), "single")
+    assert len(notes) == 1
+    assert "(z)" in notes[0]
     assert (split.name, split.targets.values.tolist(), split.targets.width) == ("test", [1, -1], 2)
     numbers = jsonl(tmp_path / "n.jsonl", [{"text": "x", "v": 1, "d": 2}])
-    split = read_split(DataConfig(path=numbers), "dev", ("v", "d"), "regression")
+    split, _ = read_split(DataConfig(path=numbers), "dev", ("v", "d"), "regression")
     assert split.targets.values.tolist() == [[1, 2]]
     jsonl(tmp_path / "set" / "train.jsonl", GOOD)
     jsonl(tmp_path / "set" / "dev.jsonl", GOOD[:5])
-    assert len(read_split(DataConfig(path=str(tmp_path / "set")), "dev", ("a", "b"), "single")) == 5
+    assert len(read_split(DataConfig(path=str(tmp_path / "set")), "dev", ("a", "b"), "single")[0]) == 5
     with pytest.raises(UserError, match=r"has no test split \(it has train, dev\)"):
         read_split(DataConfig(path=str(tmp_path / "set")), "test", ("a", "b"), "single")
     with pytest.raises(UserError, match="is read as single and the model is multi"):

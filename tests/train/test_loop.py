@@ -13,7 +13,7 @@ from tests.tiny.models import save_tiny
 from tinyhat.config import Config, build_config
 from tinyhat.errors import UserError
 from tinyhat.run import Run
-from tinyhat.train.classifier import train_classifier
+from tinyhat.train.classifier import prepare, train_classifier
 
 
 @pytest.fixture(autouse=True)
@@ -32,7 +32,8 @@ def settings(model, **changes) -> Config:
 def trained(tmp_path, name, config, dataset, resume=False):
     run = Run(tmp_path / name)
     run.path.mkdir(exist_ok=True)
-    result = train_classifier(config, dataset, run, resume, lambda _: None)
+    prepared = prepare(config, dataset, lambda _: None)
+    result = train_classifier(prepared, config, dataset, run, resume, lambda _: None)
     return result, {n: p.detach().clone() for n, p in result.predictor.encoder.model.named_parameters()}
 
 

@@ -145,12 +145,16 @@ def test_out_folders_are_not_overwritten(tmp_path):
     with pytest.raises(UserError, match="is a file"):
         open_run(tmp_path / "file", config, resume=False)
     run = open_run(tmp_path / "run", config, resume=False)
-    run.manifest.write_text(json.dumps({"config": config}))
+    run.manifest.write_text(json.dumps({"config": config, "data": {}, "labels": [], "train_counts": []}))
     with pytest.raises(UserError, match="already holds a run; add --resume"):
         open_run(tmp_path / "run", config, resume=False)
     with pytest.raises(UserError, match=r"train.seed was 0, is 1"):
         open_run(tmp_path / "run", {"train": {"seed": 1}}, resume=True)
     assert open_run(tmp_path / "run", config, resume=True) == run
+    assert open_run(tmp_path / "run", config | {"tune": {"rule": "global"}}, resume=True) == run
+    run.manifest.write_text("{}")
+    with pytest.raises(UserError, match="is damaged"):
+        open_run(tmp_path / "run", config, resume=True)
 
 
 def test_changed_documents_are_refused(tmp_path):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import io
+import signal
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +15,7 @@ from tinyhat import __version__
 from tinyhat.cli import check, demo, evaluate, predict, train, tune
 from tinyhat.errors import UserError
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 DISK_FULL = "the disk is full{}: free some space and run again (train: with --resume)"
 
 app = typer.Typer(
@@ -55,34 +58,50 @@ def main(arguments: Sequence[str] | None = None) -> None:
         arguments: without the program's name; None takes them from the process.
     """
     words = list(sys.argv[1:] if arguments is None else arguments)
+    if arguments is None:
+        _speak_utf8()
     debug = "--debug" in words
     # --debug is understood anywhere on the line, as users type it at the end
     words = (["--debug"] if debug else []) + [word for word in words if word != "--debug"]
     try:
-        app(words, prog_name="tinyhat")
-    except UserError as error:
-        _stop(str(error), debug)
-    except BrokenPipeError:
-        sys.stderr.close()  # the reader of our stdout (head, less) has gone: nothing is wrong
-        sys.exit(0)
-    except OSError as error:
-        if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            _stop(DISK_FULL.format(f" at {error.filename}" if error.filename else ""), debug)
-        elif isinstance(error, PermissionError) and error.filename:
-            _stop(f"{error.filename} may not be read or written: check its permissions", debug)
-        raise
-    except SafetensorError as error:
-        # safetensors reports the system's errors in words
-        if "os error 28" in str(error) or "os error 122" in str(error):
-            _stop(DISK_FULL.format(""), debug)
-        raise
+        code = app(words, prog_name="tinyhat", standalone_mode=False)
     except KeyboardInterrupt:
+        code = 130
+    except Exception as error:
+        sentence = _sentence(error)
+        if sentence is None or debug:
+            raise
+        print(f"tinyhat: {sentence}", file=sys.stderr)
+        code = 2
+    if code == 130:
         print("interrupted", file=sys.stderr)
-        sys.exit(130)
+    if code:
+        sys.exit(code)
 
 
-def _stop(sentence: str, debug: bool) -> None:
-    if debug:
-        raise
-    print(f"tinyhat: {sentence}", file=sys.stderr)
-    sys.exit(2)
+def _sentence(error: Exception) -> str | None:
+    """Return what a user should read about an error that is theirs or their machine's, or None for a bug."""
+    if isinstance(error, UserError):
+        return str(error)
+    if isinstance(error, SafetensorError):  # it reports the system's errors in words
+        full = any(f"os error {code}" in str(error) for code in FULL)
+        return DISK_FULL.format("") if full else None
+    if isinstance(error, OSError):
+        where = f" at {error.filename}" if error.filename else ""
+        if error.errno in FULL:
+            return DISK_FULL.format(where)
+        return f"{error.strerror}{where}: check the path and its permissions" if error.strerror else None
+    message = getattr(error, "format_message", None)  # a usage error: unknown flag, missing argument, wrong choice
+    if callable(message):
+        text = " ".join(str(message()).split()).rstrip(".")
+        return f"{text} (see tinyhat --help, or --help after a verb)"
+    return None
+
+
+def _speak_utf8() -> None:
+    """JSON lines are UTF-8 whatever the terminal says; a closed pipe ends us quietly, as it does cat."""
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(encoding="utf-8", errors="backslashreplace")

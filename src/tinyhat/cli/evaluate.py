@@ -15,6 +15,12 @@ def command(
     data: Annotated[str | None, typer.Option("--data", help="Other labelled documents to measure on.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="dev or test; test where there is one.")] = None,
     plan: Annotated[str | None, typer.Option("--plan", help="Numeric plan for --data; the tuned one.")] = None,
+    text: o.Text = None,
+    pair: o.Pair = None,
+    label: o.Label = None,
+    labels: o.Labels = None,
+    target: o.Target = None,
+    id: o.Id = None,
     assignments: o.Set = None,
     as_json: o.Json = False,
 ) -> None:
@@ -22,7 +28,8 @@ def command(
     from tinyhat.cli.show import metrics_table
     from tinyhat.verbs import evaluate
 
-    metrics = evaluate(run, data, split, plan, assignments or [])
+    columns = {"text": text, "pair": pair, "label": label, "labels": labels, "target": target, "id": id}
+    metrics = evaluate(run, data, split, plan, assignments or [], columns, o.say)
     if as_json:
         typer.echo(json.dumps(metrics, ensure_ascii=False))
     else:

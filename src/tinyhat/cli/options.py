@@ -58,6 +58,12 @@ def config_from(
     chosen = [f"--{name}" for name in ("label", "labels", "target") if columns.get(name)]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other: a column of one label, of lists, or of numbers")
+    for flag in ("text", "target"):
+        named = columns.get(flag) or []
+        if len(set(named)) < len(named):
+            raise UserError(f"--{flag} names a column twice: name each once")
+    if columns.get("text") and columns.get("pair"):
+        raise UserError("--text and --pair exclude each other: columns are joined, or read as a pair")
     given = {f"data.{key}": value for key, value in columns.items() if value not in (None, [], ())}
     if given.get("data.task") == "auto":
         del given["data.task"]

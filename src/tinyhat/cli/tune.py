@@ -17,11 +17,18 @@ def command(
         Literal["auto", "thresholds", "global", "top_k", "top-k", "argmax"] | None,
         typer.Option("--rule", help="How scores become labels."),
     ] = None,
+    text: o.Text = None,
+    pair: o.Pair = None,
+    label: o.Label = None,
+    labels: o.Labels = None,
+    target: o.Target = None,
+    id: o.Id = None,
     assignments: o.Set = None,
 ) -> None:
     """Fit thresholds on saved dev scores (or on --data) and write them into the model folder."""
     from tinyhat.cli.show import metrics_table
     from tinyhat.verbs import tune
 
+    columns = {"text": text, "pair": pair, "label": label, "labels": labels, "target": target, "id": id}
     chosen = None if rule is None else rule.replace("-", "_")
-    metrics_table(tune(run, data, split, chosen, assignments or [], o.say))
+    metrics_table(tune(run, data, split, chosen, assignments or [], columns, o.say))

@@ -8,7 +8,7 @@ from itertools import chain, islice
 from pathlib import Path
 
 from tinyhat.config import DataConfig
-from tinyhat.data.assemble import assemble, finish_split
+from tinyhat.data.assemble import assemble, finish_split, outside_note
 from tinyhat.data.columns import Columns, find_columns
 from tinyhat.data.corpora import CORPORA, read_corpus
 from tinyhat.data.dataset import Dataset, Split
@@ -49,7 +49,7 @@ def read_dataset(config: DataConfig, seed: int = 0) -> Dataset:
     return assemble(_read_raw(config), config, seed, _name(config))
 
 
-def read_split(config: DataConfig, split: str, labels: Sequence[str], task: Task) -> Split:
+def read_split(config: DataConfig, split: str, labels: Sequence[str], task: Task) -> tuple[Split, list[str]]:
     """Read labelled documents for a label space that is already there.
 
     Args:
@@ -59,7 +59,7 @@ def read_split(config: DataConfig, split: str, labels: Sequence[str], task: Task
         task: what the labels are for.
 
     Returns:
-        The split with targets over `labels`; labels outside are dropped (single: -1).
+        The split with targets over `labels`, labels outside dropped (single: -1), and a sentence that counts them.
 
     Raises:
         UserError: as `read_dataset`; the split is not there; the data is for another task.
@@ -72,7 +72,11 @@ def read_split(config: DataConfig, split: str, labels: Sequence[str], task: Task
         raise UserError(f"{config.path} has no {split} split (it has {', '.join(raw.splits)}): name one with --split")
     if raw.task != task or (task == "regression" and len(raw.target_names) != len(labels)):
         raise UserError(f"{config.path} is read as {raw.task} and the model is {task}: name its columns with flags")
-    return finish_split(split, raw.splits[name], task, labels)
+    finished = finish_split(split, raw.splits[name], task, labels)
+    notes = [] if task == "regression" else outside_note(split, raw.splits[name].labels, labels)
+    if notes and not (finished.targets.values >= 0).any():
+        raise UserError(f"{config.path}: none of its labels is among the model's {len(labels)}: name the label column")
+    return finished, notes
 
 
 def read_documents(path: str | Path, config: DataConfig) -> Iterator[Document | BadRow]:

@@ -43,7 +43,7 @@ def _bert_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs:
         return type(layer).forward(layer, hidden_states, *args, **kwargs)
     own = layer.attention.self
     first = hidden_states[:, kwargs["cu_seqlens"][:-1]]
-    context = _attention(own, own.query(first), own.key(hidden_states), own.value(hidden_states), kwargs)
+    context = _attention(own, own.query(first), own.key, own.value, hidden_states, kwargs)
     return layer.feed_forward_chunk(layer.attention.output(context, first))
 
 
@@ -53,19 +53,50 @@ def _distilbert_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **k
         return type(layer).forward(layer, hidden_states, *args, **kwargs)
     own = layer.attention
     first = hidden_states[:, kwargs["cu_seqlens"][:-1]]
-    context = _attention(own, own.q_lin(first), own.k_lin(hidden_states), own.v_lin(hidden_states), kwargs)
+    context = _attention(own, own.q_lin(first), own.k_lin, own.v_lin, hidden_states, kwargs)
     attended = layer.sa_layer_norm(own.out_lin(context) + first)
     return layer.output_layer_norm(layer.ffn(attended) + attended)
 
 
 def _attention(
-    module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, kwargs: dict[str, Any]
+    module: Any, query: torch.Tensor, key: nn.Module, value: nn.Module, hidden: torch.Tensor, kwargs: dict[str, Any]
 ) -> torch.Tensor:
-    """Attention of first rows [1, S, D] over all tokens [1, T, D]: [1, S, D]."""
-    cu_seqlens = kwargs["cu_seqlens"]
-    q, k, v = (x[0].unflatten(-1, (-1, module.attention_head_size)) for x in (query, key, value))
+    """Attention of first rows' queries [1, S, D] over all tokens [1, T, D]: [1, S, D]."""
+    cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
+    q_SHd = query[0].unflatten(-1, (-1, module.attention_head_size))
     cu_first = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
-    return attend(q, k, v, cu_first, cu_seqlens, 1, kwargs["max_seqlen"], module.scaling).flatten(1)[None]
+    if hidden.is_cpu and type(key) is nn.Linear and type(value) is nn.Linear:
+        return _absorbed(q_SHd, key, value, hidden[0], cu_first, cu_seqlens, max_seqlen, module.scaling)
+    k, v = (x[0].unflatten(-1, (-1, module.attention_head_size)) for x in (key(hidden), value(hidden)))
+    return attend(q_SHd, k, v, cu_first, cu_seqlens, 1, max_seqlen, module.scaling).flatten(1)[None]
+
+
+def _absorbed(
+    q_SHd: torch.Tensor,
+    key: nn.Linear,
+    value: nn.Linear,
+    hidden_TD: torch.Tensor,
+    cu_first: torch.Tensor,
+    cu_seqlens: torch.Tensor,
+    max_seqlen: int,
+    scale: float,
+) -> torch.Tensor:
+    """The same without keys and values: q (W x) = (q W) x, and the mean of W x is W times the mean of x.
+
+    The H rows (q W) of a sequence ask the hidden states themselves, as H queries of one head of width D: H x D products
+    a token instead of 2 D x D (DeepSeek-V2 2024, section 2.1.2, absorbs its projections alike).
+    """
+    heads, width = q_SHd.shape[1], q_SHd.shape[2]
+    asking = torch.einsum("shd,hdD->shD", q_SHd, key.weight.unflatten(0, (heads, width)))
+    states = hidden_TD.to(asking.dtype)[:, None]
+    cu_query = cu_first * heads
+    means = attend(asking.flatten(0, 1)[:, None], states, states, cu_query, cu_seqlens, heads, max_seqlen, scale)
+    context = torch.einsum("shD,hdD->shd", means.view_as(asking), value.weight.unflatten(0, (heads, width))).flatten(1)
+    if value.bias is not None:
+        context = context + value.bias.to(context.dtype)
+    if key.bias is not None:  # it moves all scores of a row alike; its gradient is 0, and not none, or DDP would wait
+        context = context + 0 * key.bias.to(context.dtype)
+    return context[None]
 
 
 _BERT_PARTS = ("attention.self.query", "attention.output.dense", "attention.output.LayerNorm", "feed_forward_chunk")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
+import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -26,7 +27,7 @@ from transformers import (
 from tinyhat.config import EncoderConfig
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.path import choose_path
-from tinyhat.errors import UserError, missing_extra
+from tinyhat.errors import UserError, did_you_mean, missing_extra
 from tinyhat.run import file_sha256
 from tinyhat.types import Task
 
@@ -217,7 +218,7 @@ def _one_sentence(name: str) -> Iterator[None]:
         if "connect" in text or "offline" in text:
             raise UserError(
                 f"encoder.model = {name!r} is not on this machine and the Hugging Face hub cannot be reached: "
-                "check the network or give a folder, or minilm"
+                f"check the network or give a folder, or minilm{did_you_mean(name, ['minilm', 'linear'])}"
             ) from error
         if "Unrecognized configuration class" in text:
             raise UserError(
@@ -234,9 +235,13 @@ def _quiet() -> Iterator[None]:
     bars = transformers.logging.is_progress_bar_enabled()
     transformers.logging.set_verbosity_error()
     transformers.logging.disable_progress_bar()
+    hub = logging.getLogger("huggingface_hub")  # it tells of every retry
+    hub_level = hub.level
+    hub.setLevel(logging.ERROR)
     try:
         yield
     finally:
+        hub.setLevel(hub_level)
         transformers.logging.set_verbosity(level)
         if bars:
             transformers.logging.enable_progress_bar()

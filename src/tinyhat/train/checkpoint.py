@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,6 @@ class Progress:
 
     Attributes:
         step: optimiser steps done.
-        threads: CPU threads the run began with; sums in another number of threads round differently.
         best_value: the best dev metric so far, None before the first evaluation.
         best_step: the step it was reached at.
         worse: evaluations since then.
@@ -40,7 +39,6 @@ class Progress:
     """
 
     step: int = 0
-    threads: int = field(default_factory=torch.get_num_threads)
     best_value: float | None = None
     best_step: int = 0
     worse: int = 0

@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from tinyhat.config import Config, TuneConfig
 from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
-from tinyhat.encoder.precision import choose_plan, pick_device
+from tinyhat.encoder.precision import Plan, choose_plan, pick_device
 from tinyhat.errors import UserError
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
@@ -36,34 +37,63 @@ class Trained:
     facts: dict[str, Any]
 
 
-def train_classifier(config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> Trained:
-    """Train ``config.encoder.model`` on the train split and save it into ``run.model``.
+@dataclass(frozen=True)
+class Prepared:
+    """What training needs, loaded and found to fit together before any time is spent."""
+
+    encoder: Encoder
+    plan: Plan
+    device: torch.device
+
+
+def fix_threads(threads: int | None, say: Say) -> int:
+    """Compute with the CPU threads a run began with (None: it begins now); another number rounds sums differently."""
+    if threads is not None and threads != torch.get_num_threads():
+        say(
+            f"threads: the run began with {threads} CPU threads, they are used again so that it ends with the same bits"
+        )
+        torch.set_num_threads(threads)
+    return torch.get_num_threads()
+
+
+def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
+    """Load the encoder with a fresh head and choose the plan.
+
+    Raises:
+        UserError: unknown model or plan, too many tokens for the model, a head that cannot learn this task.
+    """
+    device = pick_device()
+    plan = choose_plan(config.train.plan, device)
+    names, tokens, seed = dataset.labels.names, config.reading.max_tokens, config.train.seed
+    encoder = load_encoder(config.encoder.model, dataset.task, names, config.encoder, tokens, seed)
+    if dataset.task == "regression" and output_layer(encoder.model, len(names)).bias is None:
+        raise UserError(
+            f"encoder.model = {encoder.name!r}: its head has no bias and cannot learn numbers; take another"
+        )
+    say(f"encoder: {encoder.name}, {_parameters(encoder) / 1e6:.1f}M parameters, {encoder.reason}")
+    for note in encoder.notes:
+        say(f"encoder: {note}")
+    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    return Prepared(encoder, plan, device)
+
+
+def train_classifier(prepared: Prepared, config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> Trained:
+    """Train on the train split and save the classifier into ``run.model``.
 
     Args:
+        prepared: by `prepare`, with the same configuration.
         config: the whole configuration.
         dataset: with a train and a dev split.
         run: the run folder.
         resume: go on from the newest checkpoint.
         say: where remarks for people go.
     """
-    device = pick_device()
-    plan = choose_plan(config.train.plan, device)
-    names, tokens, seed = dataset.labels.names, config.reading.max_tokens, config.train.seed
-    encoder = load_encoder(config.encoder.model, dataset.task, names, config.encoder, tokens, seed)
-    parameters = sum(p.numel() for p in encoder.model.parameters())
-    say(f"encoder: {encoder.name}, {parameters / 1e6:.1f}M parameters, {encoder.reason}")
-    for note in encoder.notes:
-        say(f"encoder: {note}")
-    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    encoder, plan, device = prepared.encoder, prepared.plan, prepared.device
     reader = Reader(backend_tokenizer(encoder), config.reading)
     split = dataset.splits["train"]
     reading = reader.read_cached(split.texts, split.pairs)
     targets, mean, std = _standardise(split.targets)
     layer = output_layer(encoder.model, len(dataset.labels))
-    if layer.bias is None and dataset.task == "regression":
-        raise UserError(
-            f"encoder.model = {encoder.name!r} has a head without bias and cannot learn numbers: take another"
-        )
     if dataset.task == "multi" and config.head.prior_bias:
         start_at_prior(layer, dataset.labels.train_counts, len(split))
     predictor = TorchPredictor(encoder, reader, plan, device, config.train.pack_tokens)
@@ -82,7 +112,12 @@ def train_classifier(config: Config, dataset: Dataset, run: Run, resume: bool, s
     if dataset.task == "regression":
         fold_scale(layer, mean, std)
     save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
-    facts = {"name": encoder.name, "parameters": parameters, "packed": encoder.packed, "reason": encoder.reason}
+    facts = {
+        "name": encoder.name,
+        "parameters": _parameters(encoder),
+        "packed": encoder.packed,
+        "reason": encoder.reason,
+    }
     return Trained(predictor, outcome, facts)
 
 
@@ -97,6 +132,10 @@ def save_classifier(encoder: Encoder, folder: Path, max_tokens: int, strategy: s
     with atomic_path(folder) as temporary:
         encoder.save(temporary)
         tokenizer.save_pretrained(temporary)
+
+
+def _parameters(encoder: Encoder) -> int:
+    return sum(p.numel() for p in encoder.model.parameters())
 
 
 def _standardise(targets: Targets) -> tuple[Targets, FloatArray, FloatArray]:

@@ -191,9 +191,6 @@ class Trainer:
             warn("no checkpoint was written before the run stopped: training starts at step 0")
             return
         self.progress = found
-        if found.threads != torch.get_num_threads():
-            warn(f"the run began with {found.threads} CPU threads: they are restored, other numbers round differently")
-            torch.set_num_threads(found.threads)
 
     def _evaluate_every(self) -> int:
         """Return the steps between evaluations: four a run, and at least one an epoch."""
