@@ -61,8 +61,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     words = list(sys.argv[1:] if arguments is None else arguments)
     if arguments is None:
         _speak_utf8()
-    # OpenMP threads wait briefly, then sleep (read when torch is loaded): on two cores shared with one other busy process
-    # the default spinning made small products 4 to 7 times slower; on an idle machine there was no difference
+    # OpenMP threads wait briefly, then sleep (read when torch is loaded): beside another busy process on two cores the
+    # default spinning made small products 4 to 7 times slower; on an idle machine there was no difference
     os.environ.setdefault("GOMP_SPINCOUNT", "10000")
     debug = "--debug" in words
     # --debug is understood anywhere on the line, as users type it at the end
