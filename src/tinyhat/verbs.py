@@ -13,6 +13,7 @@ import numpy as np
 
 from tinyhat.conclude import SHOWN, decide_run, labels_of, measure, measure_run, report_run, write_rule
 from tinyhat.config import Config, DataConfig, build_config
+from tinyhat.data.corpora import TEXT_COLUMNS
 from tinyhat.data.dataset import Split
 from tinyhat.data.read import BadRow, read_documents, read_split
 from tinyhat.decision import read_decision
@@ -268,4 +269,6 @@ def _columns(run: Path) -> dict[str, Any]:
     if not manifest.exists():
         return {}
     data = read_json(manifest)["config"]["data"]
+    if data["path"] in TEXT_COLUMNS:
+        return {"text": TEXT_COLUMNS[data["path"]]}
     return {key: data[key] for key in ("text", "pair") if data[key]}

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from tinyhat.config import DataConfig
+from tinyhat.data.corpora import TEXT_COLUMNS
 from tinyhat.data.read import BadRow, read_dataset, read_documents, read_split
 from tinyhat.errors import UserError
 from tinyhat.types import Document
@@ -296,3 +297,12 @@ def test_documents_that_cannot_be_read_at_all(tmp_path):
     path.write_text("")
     with pytest.raises(UserError, match="is empty"):
         list(read_documents(path, DataConfig()))
+
+
+def test_paragraphs_are_joined_and_original_laws_can_be_predicted(tmp_path):
+    path = jsonl(tmp_path / "laws.jsonl", [{"celex_id": "x", "header": "H", "recitals": "R", "main_body": ["a", "b"]}])
+    (law,) = read_documents(path, DataConfig(text=TEXT_COLUMNS["eurlex57k"], id="celex_id"))
+    assert (law.id, law.text) == ("x", "H\nR\na\nb")
+    path = jsonl(tmp_path / "bad.jsonl", [{"text": ["a", 3]}])
+    (bad,) = read_documents(path, DataConfig(text=("text",)))
+    assert isinstance(bad, BadRow)

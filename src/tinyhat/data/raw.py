@@ -142,6 +142,8 @@ def _text(values: dict[str, Any], column: str) -> str:
     value = values.get(column)
     if value is None:
         return ""
+    if isinstance(value, list) and all(isinstance(part, str) for part in value):
+        value = "\n".join(value)  # paragraphs
     if not isinstance(value, str):
         raise RowError(f"column '{column}' holds {_what(value)} where text is needed: name the text column with --text")
     if not value.isascii():

@@ -8,6 +8,8 @@ from tinyhat.config import DataConfig
 from tinyhat.data.raw import RawDataset
 
 CORPORA = ("eurlex57k", "pydocs")
+TEXT_COLUMNS = {"eurlex57k": ("header", "recitals", "main_body")}
+"""Where the text of a corpus is in a file of its original rows, joined as the corpus reader joins it."""
 
 
 def read_corpus(config: DataConfig) -> RawDataset:
