@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-BLOCK_BYTES = 8 << 20  # scores held at once; speed is flat from 3 to 12 MiB, and fewer blocks wait less on a busy machine
+BLOCK_BYTES = 8 << 20  # scores held at once; 3 to 12 MiB are as fast, fewer blocks wait less on a busy machine
 BLOCK_BYTES_CUDA = 1 << 26
 MIN_ROWS = 64  # fewer query rows make poor matrix products
 
