@@ -1,19 +1,23 @@
-"""The arms of benchmarks/train.py: each trains in a thread of its own and works only while it holds the turn."""
+"""The arms of benchmarks/train.py: each trains in a process of its own and works only while it holds the turn.
+
+Processes, because accelerate keeps one state per process and the arms differ in precision; a waiting arm sleeps.
+"""
 
 from __future__ import annotations
 
-import threading
 import time
 from dataclasses import dataclass
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from transformers import DataCollatorWithPadding, Trainer, TrainerCallback, TrainingArguments
+from transformers import DataCollatorWithPadding, PrinterCallback, Trainer, TrainerCallback, TrainingArguments
 
 from tinyhat.config import Config, EncoderConfig, ReadingConfig
-from tinyhat.data.dataset import Dataset, Split
+from tinyhat.data.dataset import Split
+from tinyhat.data.labels import LabelSpace
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
 from tinyhat.encoder.precision import choose_plan
@@ -21,61 +25,36 @@ from tinyhat.head.losses import document_losses
 from tinyhat.head.output import output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run
+from tinyhat.train.classifier import quick_metric
 from tinyhat.train.loop import Material
 from tinyhat.train.loop import Trainer as Loop
 from tinyhat.train.optim import base_rate, parameter_groups
-from tinyhat.types import IntArray, Scores, Targets
+from tinyhat.types import IntArray, Scores, Targets, Task
 
 CPU = torch.device("cpu")
 
 
-class Turns:
-    """Lets one of several threads work at a time, each for `steps` steps, in a fixed order."""
-
-    def __init__(self, steps: int, arms: int) -> None:
-        self.steps, self._condition, self._waiting = steps, threading.Condition(), arms
-        self._order: list[Arm] = []
-        self._now = 0
-
-    def join(self, arm: Arm) -> None:
-        """Take part; returns when every arm is ready and this one has the turn."""
-        with self._condition:
-            self._order.append(arm)
-            self._waiting -= 1
-            self._condition.notify_all()
-        self.wait(arm)
-
-    def wait(self, arm: Arm) -> None:
-        """Block until `arm` has the turn."""
-        with self._condition:
-            self._condition.wait_for(lambda: self._waiting == 0 and bool(self._order) and self._order[self._now] is arm)
-
-    def next(self, arm: Arm, leave: bool = False) -> None:
-        """Hand the turn on; `leave` when the arm is done for good."""
-        with self._condition:
-            if leave and arm in self._order:
-                index = self._order.index(arm)
-                self._order.remove(arm)
-                self._now = (self._now if index >= self._now else self._now - 1) % max(1, len(self._order))
-            elif not leave:
-                self._now = (self._now + 1) % len(self._order)
-            self._condition.notify_all()
-
-
 @dataclass(frozen=True)
 class Job:
-    """The same work for every arm."""
+    """The same work for every arm.
+
+    Attributes:
+        config: model, reading and train sections.
+        task: of the corpus.
+        labels: its label space.
+        documents: training documents behind the label counts.
+        split: the documents to train on.
+        dev: the documents to measure on.
+        lengths: int64 [N], tokens of `split` as they are read.
+    """
 
     config: Config
-    dataset: Dataset
+    task: Task
+    labels: LabelSpace
+    documents: int
     split: Split
+    dev: Split
     lengths: IntArray
-
-    @classmethod
-    def build(cls, config: Config, dataset: Dataset, split: Split) -> Job:
-        """Read the documents once to know their lengths (every arm tokenises again, on its own clock)."""
-        encoder = _encoder(config, dataset, None)
-        return cls(config, dataset, split, Reader(backend_tokenizer(encoder), config.reading).read(split.texts).lengths)
 
     @property
     def steps(self) -> int:
@@ -83,8 +62,13 @@ class Job:
         return int(np.ceil(self.config.train.epochs * len(self.split) / self.config.train.batch_size))
 
     def encoder(self, dropout: float | None) -> Encoder:
-        """Return the encoder every arm starts from, with the given attention dropout (None: the checkpoint's)."""
-        return _encoder(self.config, self.dataset, dropout)
+        """Return the encoder every arm starts from; None is the packed one, a number its padded attention dropout."""
+        path = "auto" if dropout is None else "padded"
+        settings = EncoderConfig(model=self.config.encoder.model, path=path, attention_dropout=dropout)
+        tokens = self.config.reading.max_tokens
+        encoder = load_encoder(settings.model, self.task, self.labels.names, settings, tokens, 0)
+        start_at_prior(output_layer(encoder.model, len(self.labels)), self.labels.train_counts, self.documents)
+        return encoder
 
     def flops_per_document(self) -> float:
         """Return matrix-product FLOPs of one real document, forward and backward, pads not counted.
@@ -100,38 +84,35 @@ class Job:
         return 6.0 * weights * float(self.lengths.mean()) + attention + 6.0 * config.hidden_size * config.num_labels
 
 
-def _encoder(config: Config, dataset: Dataset, dropout: float | None) -> Encoder:
-    path = "auto" if dropout is None else "padded"
-    settings = EncoderConfig(model=config.encoder.model, path=path, attention_dropout=dropout)
-    tokens = config.reading.max_tokens
-    encoder = load_encoder(config.encoder.model, dataset.task, dataset.labels.names, settings, tokens, 0)
-    documents = len(dataset.splits["train"])
-    start_at_prior(output_layer(encoder.model, len(dataset.labels)), dataset.labels.train_counts, documents)
-    return encoder
+class Arm:
+    """One competitor, in a process of its own.
 
+    Args:
+        job: the work.
+        folder: for what it writes.
+        pipe: a message comes when it may work; one goes back when its turn is over.
+        turn: steps in a turn.
+    """
 
-class Arm(threading.Thread):
-    """One competitor. `seconds` are per step, `losses` per step and document."""
-
-    def __init__(self, name: str, job: Job, folder: Path, turns: Turns) -> None:
-        super().__init__(name=name, daemon=True)
-        self.job, self.folder, self.turns = job, folder, turns
+    def __init__(self, job: Job, folder: Path, pipe: Connection, turn: int) -> None:
+        self.job, self.folder, self.pipe, self.turn = job, folder, pipe, turn
         self.seconds: list[float] = []
         self.losses: list[float] = []
         self.tokenise_seconds = 0.0
-        self.error: BaseException | None = None
         self.model: Any = None
         self._since = 0.0
 
     def run(self) -> None:
-        """Train; an error is kept for the main thread."""
+        """Train and measure; the result (or the error) is the last message."""
+        self.pipe.recv()
         try:
-            self.turns.join(self)
             self.train()
-        except BaseException as error:
-            self.error = error
-        finally:
-            self.turns.next(self, leave=True)
+            metric, value = quick_metric(self.score())
+        except Exception as error:
+            self.pipe.send({"error": f"{type(error).__name__}: {error}"})
+            return
+        found = {"seconds": self.seconds, "losses": self.losses, "tokenise_seconds": self.tokenise_seconds}
+        self.pipe.send(found | {"metric": metric, "value": value})
 
     def train(self) -> None:
         """Train to the end, calling `begin_step` and `end_step` around every optimiser step."""
@@ -142,20 +123,27 @@ class Arm(threading.Thread):
         self._since = time.perf_counter()
 
     def end_step(self) -> None:
-        """Stop the clock; hand the turn on after a few steps."""
+        """Stop the clock; hand the turn on after a few steps and wait for the next."""
         self.seconds.append(time.perf_counter() - self._since)
-        if len(self.seconds) % self.turns.steps == 0:
-            self.turns.next(self)
-            self.turns.wait(self)
+        if len(self.seconds) % self.turn == 0:
+            self.pipe.send(None)
+            self.pipe.recv()
         self._since = time.perf_counter()
 
-    def score(self, dev: Split) -> Scores:
-        """Return fp32 scores of dev documents."""
+    def score(self) -> Scores:
+        """Return fp32 scores of the dev documents."""
         encoder = self.job.encoder(None)
         encoder.model.load_state_dict(self.model.state_dict())
         reader = Reader(backend_tokenizer(encoder), self.job.config.reading)
         predictor = TorchPredictor(encoder, reader, choose_plan("fp32", CPU), CPU, 8192)
+        dev = self.job.dev
         return Scores(dev.ids, predictor.logits(reader.read(dev.texts)), dev.targets)
+
+
+def run_arm(name: str, job: Job, folder: Path, pipe: Connection, turn: int) -> None:
+    """Run one arm; the target of its process."""
+    folder.mkdir(parents=True)
+    ARMS[name](job, folder, pipe, turn).run()
 
 
 class Tinyhat(Arm):
@@ -216,6 +204,7 @@ class Hugging(Arm):
             optimizers=(optimizer, None),
             callbacks=[_Clock(arm)],
         )
+        trainer.remove_callback(PrinterCallback)  # stdout is the table's
         trainer.targets = targets
         trainer.train()
 

@@ -4,30 +4,33 @@
 
 All arms start from the same weights, hold fp32 master weights and the same hidden dropout, take AdamW with the same
 rates, see the same documents in effective batches of 32, and minimise the same loss (BCE summed over labels). They take
-turns, a few steps each, in one process. A rate is documents over the time an arm held its turn (forward, backward,
-optimiser, collation, logging) after two warm-up steps, plus its tokenisation. Without --source it reads pydocs.
+turns, a few steps each, in processes of their own. A rate is documents over the time an arm held its turn (forward,
+backward, optimiser, collation, logging) after two warm-up steps, plus its tokenisation. The share of the measured bf16
+peak counts the products of the plain model for real tokens. Without --source it reads pydocs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import multiprocessing
 import statistics
 import sys
 import tempfile
 import time
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from arms import ARMS, Arm, Job, Turns
+from arms import ARMS, Job, run_arm
 
 from tinyhat.config import build_config
-from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.read import read_dataset
+from tinyhat.data.reading import Reader
+from tinyhat.encoder.load import load_tokenizer
 from tinyhat.errors import UserError
-from tinyhat.train.classifier import quick_metric
 
 WARMUP = 2  # steps left out of the rates: thread pools, allocator, oneDNN's choice of kernels
 
@@ -58,19 +61,11 @@ def main() -> None:
 
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """Train every arm on the same documents, taking turns, and return rates, ratios and final micro-F1."""
-    job, dev = _job(options)
+    job = _job(options)
     peak = bf16_peak()
-    turns = Turns(options.turn, len(options.arms))
     with tempfile.TemporaryDirectory() as folder:
-        arms: list[Arm] = [ARMS[name](name, job, Path(folder) / name, turns) for name in options.arms]
-        for arm in arms:
-            arm.start()
-        for arm in arms:
-            arm.join()
-    failed = next((arm for arm in arms if arm.error), None)
-    if failed and failed.error:
-        raise failed.error
-    found = {arm.name: _measured(arm, job, dev, peak) for arm in arms}
+        messages = _take_turns(options, job, Path(folder))
+    found = {name: _measured(message, job, peak) for name, message in messages.items()}
     result: dict[str, Any] = {
         "documents": len(job.split) * options.epochs,
         "mean_tokens": float(np.mean(job.lengths)),
@@ -85,29 +80,49 @@ def run(options: argparse.Namespace) -> dict[str, Any]:
     return result
 
 
-def _job(options: argparse.Namespace) -> tuple[Job, Split]:
+def _take_turns(options: argparse.Namespace, job: Job, folder: Path) -> dict[str, dict[str, Any]]:
+    """Start a process per arm and give each its turn, round after round, until all have sent their result."""
+    context = multiprocessing.get_context("spawn")
+    pipes: dict[str, Connection] = {}
+    for name in options.arms:
+        pipes[name], theirs = context.Pipe()
+        context.Process(target=run_arm, args=(name, job, folder / name, theirs, options.turn), daemon=True).start()
+    results: dict[str, dict[str, Any]] = {}
+    while len(results) < len(pipes):
+        for name in [n for n in pipes if n not in results]:
+            pipes[name].send(None)
+            message = pipes[name].recv()
+            if message is not None:
+                results[name] = message
+            if message and "error" in message:
+                raise RuntimeError(f"arm {name}: {message['error']}")
+    return results
+
+
+def _job(options: argparse.Namespace) -> Job:
     settings = {"data.path": "eurlex57k" if options.source else "pydocs", "data.source": options.source}
     config = build_config(None, settings | {"encoder.model": options.model, "train.epochs": options.epochs})
-    dataset: Dataset = read_dataset(config.data, 0)
+    dataset = read_dataset(config.data, 0)
     chosen = np.random.default_rng(0)
     train, dev = dataset.splits["train"], dataset.splits["dev"]
-    train = train.take(np.sort(chosen.permutation(len(train))[: options.documents]))
+    split = train.take(np.sort(chosen.permutation(len(train))[: options.documents]))
     dev = dev.take(np.sort(chosen.permutation(len(dev))[: options.dev]))
-    return Job.build(config, dataset, train), dev
+    # read once here to know the lengths; every arm tokenises again, on its own clock
+    lengths = Reader(load_tokenizer(options.model), config.reading).read(split.texts).lengths
+    return Job(config, dataset.task, dataset.labels, len(train), split, dev, lengths)
 
 
-def _measured(arm: Arm, job: Job, dev: Split, peak: float) -> dict[str, Any]:
-    kept = arm.seconds[WARMUP:]
-    per_document = sum(kept) / (len(kept) * job.config.train.batch_size) + arm.tokenise_seconds / len(job.split)
+def _measured(message: dict[str, Any], job: Job, peak: float) -> dict[str, Any]:
+    kept = message["seconds"][WARMUP:]
+    per_document = sum(kept) / (len(kept) * job.config.train.batch_size) + message["tokenise_seconds"] / len(job.split)
     rate = 1.0 / per_document
-    metric, value = quick_metric(arm.score(dev))
     return {
         "documents_per_second": round(rate, 3),
         "median_step_seconds": round(statistics.median(kept), 3),
-        "tokenise_seconds": round(arm.tokenise_seconds, 2),
+        "tokenise_seconds": round(message["tokenise_seconds"], 2),
         "share_of_bf16_peak": round(rate * job.flops_per_document() / peak, 4),
-        f"dev_{metric}": round(value, 4),
-        "losses": [round(x, 3) for x in arm.losses],
+        f"dev_{message['metric']}": round(message["value"], 4),
+        "losses": [round(x, 3) for x in message["losses"]],
     }
 
 
