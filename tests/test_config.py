@@ -58,8 +58,3 @@ def test_an_unreadable_recipe_is_one_sentence(tmp_path):
     (tmp_path / "r.yaml").write_text("epochs: 3\n")
     with pytest.raises(UserError, match="must hold sections"):
         build_config(tmp_path / "r.yaml")
-
-
-def test_the_fingerprint_follows_every_key():
-    assert Config().fingerprint() == Config().fingerprint()
-    assert build_config(None, {"train.seed": 1}).fingerprint() != Config().fingerprint()

@@ -21,6 +21,7 @@ from tinyhat.types import IntArray, Scores
 
 if TYPE_CHECKING:
     from tinyhat.data.reading import Reading
+    from tinyhat.evaluate.linear import LinearModel
 
 Say = Callable[[str], None]
 
@@ -140,6 +141,19 @@ def _fit_encoder(
 
 def _fit_linear(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[str, Any]:
     """Fit the linear model as the run's model and score dev and test."""
+    model, scores, seconds = _linear(config, dataset, say)
+    model.save(run.model)
+    for name, found in scores.items():
+        write_scores(run.scores, name, found)
+    return {
+        "samples_per_second": round(len(dataset.splits["train"]) / seconds, 2),
+        "train_seconds": round(seconds, 1),
+        "manifest": {"encoder": {"name": "linear"}, "plan": "fp32", "plan_reason": "the linear model has one"},
+    }
+
+
+def _linear(config: Config, dataset: Dataset, say: Say) -> tuple[LinearModel, dict[str, Scores], float]:
+    """Fit the linear model and score dev and test; return both and the seconds of the fit."""
     from tinyhat.evaluate.linear import fit_linear
 
     split = dataset.splits["train"]
@@ -147,36 +161,17 @@ def _fit_linear(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[st
     begin = time.perf_counter()
     model = fit_linear(split.texts, split.pairs, split.targets, split.weights, config.train.seed)
     seconds = time.perf_counter() - begin
-    model.save(run.model)
-    for name in SHOWN:
-        if name in dataset.splits:
-            part = dataset.splits[name]
-            write_scores(run.scores, name, Scores(part.ids, model.logits(part.texts, part.pairs), part.targets, "fp32"))
-    return {
-        "samples_per_second": round(len(split) / seconds, 2),
-        "train_seconds": round(seconds, 1),
-        "manifest": {"encoder": {"name": "linear"}, "plan": "fp32", "plan_reason": "the linear model has one"},
-    }
+    parts = {name: dataset.splits[name] for name in SHOWN if name in dataset.splits}
+    return model, {n: Scores(p.ids, model.logits(p.texts, p.pairs), p.targets) for n, p in parts.items()}, seconds
 
 
 def _baseline(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[str, Any]:
     """Fit the linear baseline and measure it as the encoder will be; kept in baseline.json for a resumed run."""
-    from tinyhat.evaluate.linear import fit_linear
-
     path = run.path / "baseline.json"
     if path.exists():
         found: dict[str, Any] = read_json(path)
         return found
-    split = dataset.splits["train"]
-    say(f"baseline: TF-IDF and one linear layer, {len(split)} documents")
-    begin = time.perf_counter()
-    model = fit_linear(split.texts, split.pairs, split.targets, split.weights, config.train.seed)
-    seconds = time.perf_counter() - begin
-    scores = {
-        name: Scores(part.ids, model.logits(part.texts, part.pairs), part.targets)
-        for name, part in dataset.splits.items()
-        if name in SHOWN
-    }
+    _, scores, seconds = _linear(config, dataset, say)
     rule = fit_rule(scores["dev"], config.tune, dataset.labels.unseen.tolist())
     result = {n: measure(s, rule, n, dataset.labels, config) for n, s in scores.items()}
     metrics = result[main_split(scores)] | {"train_seconds": round(seconds, 1), "splits": result}
