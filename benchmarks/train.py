@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 import torch
 from arms import ARMS, Job, run_arm
+from results import record
 
 from tinyhat.config import build_config
 from tinyhat.data.read import read_dataset
@@ -47,6 +48,7 @@ def main() -> None:
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--out", type=Path, help="folder for the JSON and the plot of the loss curves")
     parser.add_argument("--json", action="store_true")
+    parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md, the plot beside it")
     options = parser.parse_args()
     try:
         result = run(options)
@@ -56,6 +58,9 @@ def main() -> None:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "train.json").write_text(json.dumps(result, indent=2))
         _plot(result, options.out / "train.svg")
+    if options.record:
+        record("train", _table(result))
+        _plot(result, Path(__file__).with_suffix(".svg"))
     print(json.dumps(result) if options.json else _table(result))
 
 

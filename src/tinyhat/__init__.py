@@ -5,8 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (train, tune, evaluate, predict) are functions here. Importing tinyhat imports neither
-torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, demo) are functions here. Importing tinyhat
+imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -17,14 +17,26 @@ from typing import Any
 from tinyhat.errors import UserError
 
 __version__ = "0.1.0"
-__all__ = ["Classifier", "TinyhatClassifier", "UserError", "evaluate", "load", "predict", "train", "tune"]
+__all__ = [
+    "Classifier",
+    "TinyhatClassifier",
+    "UserError",
+    "check",
+    "demo",
+    "evaluate",
+    "load",
+    "predict",
+    "train",
+    "tune",
+]
 
 _HOMES = {
     "Classifier": "tinyhat.predict",
+    "check": "tinyhat.verbs",
     "load": "tinyhat.predict",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict")
+_VERBS = ("train", "tune", "evaluate", "predict", "demo")
 
 
 def __getattr__(name: str) -> Any:

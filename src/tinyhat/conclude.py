@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -129,13 +130,28 @@ def headline(metrics: dict[str, Any]) -> str:
 
 
 def report_run(run: Run, manifest: dict[str, Any], metrics: dict[str, Any], split: Split | None) -> None:
-    """Write report.html and the model card."""
+    """Write report.html and the model card.
+
+    Args:
+        run: the run folder.
+        manifest: its manifest.
+        metrics: as metrics.json.
+        split: the scored documents; their snippets are kept beside the scores, so that a later `tune` (None) has them.
+    """
     from tinyhat.report.card import write_card
+    from tinyhat.report.mistakes import snippets
     from tinyhat.report.page import build_report
 
+    kept = run.scores / f"{metrics['split']}.snippets.json"
+    if split is not None:
+        write_json(kept, snippets(split))
+    texts = read_json(kept) if kept.exists() else {}
     scores = read_scores(run.scores, metrics["split"])
     decided = None
     if metrics["task"] != "regression":
         decided = decide(read_decision(run.model).rule, scores.logits)
-    build_report(run, manifest["data"]["name"], labels_of(manifest), scores, decided, split)
+    labels = labels_of(manifest)
+    descriptors = manifest["data"].get("descriptors") or {}
+    names = tuple(f"{descriptors[name]} ({name})" if name in descriptors else name for name in labels.names)
+    build_report(run, manifest["data"]["name"], replace(labels, names=names), scores, decided, texts)
     write_card(run)

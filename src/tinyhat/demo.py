@@ -12,6 +12,9 @@ from tinyhat.pipeline import train_dataset
 from tinyhat.predict import load
 from tinyhat.run import Run
 from tinyhat.types import Document
+from tinyhat.verb import make_callable
+
+make_callable(__name__, "demo")
 
 Say = Callable[[str], None]
 SETTINGS = {

@@ -16,7 +16,7 @@ from tinyhat.data.dataset import Dataset
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import write_scores
 from tinyhat.run import Run, environment, open_run, read_json, remove, write_json
-from tinyhat.tune.rule import fit_rule
+from tinyhat.tune.rule import check_rule, fit_rule
 from tinyhat.types import IntArray, Scores
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ def train_dataset(config: Config, dataset: Dataset, out: str | Path, resume: boo
         raise UserError("tinyhat train runs in one process for now: start it without torchrun")
     if "dev" not in dataset.splits:
         raise UserError(f"{dataset.name} has no dev split to tune on: add one, or give a single file to be split")
+    check_rule(config.tune, dataset.task, len(dataset.labels))
     run = open_run(Path(out), config.model_dump(mode="json"), resume)
     try:
         _tell_story(config, dataset, run, resume, say)
@@ -95,6 +96,7 @@ def _begin_manifest(config: Config, dataset: Dataset, run: Run, resume: bool) ->
             "sha256": dataset.sha256,
             "splits": {name: len(split) for name, split in dataset.splits.items()},
             "notes": list(dataset.notes),
+            "descriptors": dataset.descriptors,
         },
         "labels": list(dataset.labels.names),
         "train_counts": dataset.labels.train_counts.tolist(),
@@ -136,6 +138,7 @@ def _fit_encoder(
             reading = predictor.reader.read_cached(split.texts, split.pairs)
             write_scores(run.scores, name, Scores(split.ids, predictor.logits(reading), split.targets, predictor.plan))
             facts["reading"][name] = reading_facts(reading, config)
+            say(f"reading: {cut_off(facts['reading'][name])}")
     return facts
 
 
@@ -178,6 +181,17 @@ def _baseline(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[str,
     write_json(path, metrics)
     say(f"baseline: {headline(metrics)} ({metrics['split']}, {seconds:.0f} s)")
     return metrics
+
+
+def cut_off(facts: dict[str, Any]) -> str:
+    """Return one sentence on what truncation left unread, from `reading_facts`."""
+    if not facts["documents_cut"]:
+        return f"all {facts['documents']} documents were read whole ({facts['max_tokens']} tokens at most)"
+    unread = 1 - facts["tokens_read"] / facts["tokens_total"]
+    return (
+        f"{facts['documents_cut']} of {facts['documents']} documents are longer than {facts['max_tokens']} tokens; "
+        f"{100 * unread:.1f}% of all tokens were cut off"
+    )
 
 
 def reading_facts(reading: Reading, config: Config) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""The verbs in Python, the same as on the command line: train, tune, evaluate, predict."""
+"""The verbs in Python, the same as on the command line: check, train, tune, evaluate, predict, demo."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from tinyhat.conclude import SHOWN, decide_run, labels_of, measure, measure_run,
 from tinyhat.config import Config, DataConfig, build_config
 from tinyhat.data.corpora import TEXT_COLUMNS
 from tinyhat.data.dataset import Split
-from tinyhat.data.read import BadRow, read_documents, read_split
+from tinyhat.data.read import BadRow, read_dataset, read_documents, read_split
 from tinyhat.decision import read_decision
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import read_scores
@@ -32,6 +32,35 @@ TRAINING = (  # what metrics.json knows of training; no verb after it changes th
 
 def _quiet(_: str) -> None:
     pass
+
+
+def check(data: str | Path, settings: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """Say what is in the data and what is wrong with it: ``tinyhat.check("laws.csv")["leakage"]``.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        settings: dotted configuration keys; ``encoder.model`` counts tokens (``linear``: words).
+
+    Returns:
+        Counts, lengths, duplicates, leakage, conflicts and unseen labels, as ``tinyhat check --json`` prints them.
+
+    Raises:
+        UserError: whatever is wrong with the data or the settings, in one sentence.
+    """
+    return check_config(build_config(None, {**(settings or {}), "data.path": str(data)}))
+
+
+def check_config(config: Config) -> dict[str, Any]:
+    """As `check`, with the configuration at hand."""
+    from tinyhat.data.check import check_dataset
+
+    dataset = read_dataset(config.data, config.train.seed)
+    tokenizer = None
+    if config.encoder.model != "linear":
+        from tinyhat.encoder.load import load_tokenizer
+
+        tokenizer = load_tokenizer(config.encoder.model)
+    return check_dataset(dataset, tokenizer, config.evaluate.frequent, config.reading.max_tokens)
 
 
 def train(
@@ -188,6 +217,18 @@ def predict(
     if bad:
         say(f"{bad} of {total} rows could not be read; their lines have an 'error' field")
     return bad
+
+
+def demo(out: str | Path = "runs/demo", say: Say = print) -> Run:
+    """Train minilm on the docstrings of the installed libraries, offline and in a few minutes; return the run.
+
+    Args:
+        out: the run folder; a finished demo that is there already is used again, a stopped one is resumed.
+        say: where remarks go.
+    """
+    from tinyhat.demo import demo as run_demo
+
+    return run_demo(Path(out), say)[0]
 
 
 def _in_order(classifier: Classifier, rows: Iterator[Document | BadRow], top_k: int | None) -> Iterator[dict[str, Any]]:

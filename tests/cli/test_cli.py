@@ -80,6 +80,11 @@ def test_evaluate_on_a_file_equals_the_saved_scores(run, folder, capsys):
     saved, fresh = json.loads(out), json.loads(again)
     for key in ("micro_f1", "macro_f1", "precision_at_1", "ndcg_at_5", "mrr"):
         assert fresh[key] == pytest.approx(saved[key], abs=1e-6), key
+    only_test = run.parent / "only_test"  # a folder to measure on needs no train file
+    only_test.mkdir(exist_ok=True)
+    (only_test / "test.jsonl").write_bytes((folder / "data" / "test.jsonl").read_bytes())
+    _, again, _ = tinyhat_command(capsys, "evaluate", run, "--data", only_test, "--json")
+    assert json.loads(again)["micro_f1"] == pytest.approx(saved["micro_f1"], abs=1e-6)
 
 
 def test_tune_changes_the_rule_and_not_the_weights(run, capsys):
@@ -90,8 +95,16 @@ def test_tune_changes_the_rule_and_not_the_weights(run, capsys):
     assert (rule["kind"], rule["k"]) == ("top_k", 2)
     _, out, _ = tinyhat_command(capsys, "predict", run, run.parent / "data" / "test.jsonl")
     assert all(len(json.loads(line)["labels"]) == 2 for line in out.splitlines())
+    assert "<p dir=" in (run / "report.html").read_text(), "the report keeps its example texts"
+    code, _, err = tinyhat_command(capsys, "tune", run, "--rule", "top-k", "--set", "tune.top_k=5")
+    assert code == 2
+    assert "decides every label" in err
+    manifest = json.loads((run / "manifest.json").read_text())
+    manifest["data"]["descriptors"] = {manifest["labels"][0]: "a readable name"}
+    (run / "manifest.json").write_text(json.dumps(manifest))
     code, _, _ = tinyhat_command(capsys, "tune", run, "--rule", "thresholds")
     assert code == 0
+    assert f"a readable name ({manifest['labels'][0]})" in (run / "report.html").read_text()
     assert (run / "model" / "model.safetensors").read_bytes() == weights
     thresholds = json.loads((run / "model" / "config.json").read_text())["thresholds"]
     assert len(thresholds) == 5
@@ -123,6 +136,13 @@ def test_predict_streams_json_lines_in_order(run, folder, tmp_path, capsys):
     assert [json.loads(x) for x in (tmp_path / "o.jsonl").read_text().splitlines()] == results
     _, out, _ = tinyhat_command(capsys, "predict", run, tmp_path / "in.jsonl", "--top-k", "3")
     assert all(len(r["scores"]) == 3 for r in map(json.loads, out.splitlines()) if "error" not in r)
+
+
+def test_check_is_the_same_in_python(folder, capsys):
+    code, out, err = tinyhat_command(capsys, "check", folder / "data", "--model", "linear", "--json")
+    assert code == 0, err
+    assert json.loads(out) == json.loads(json.dumps(tinyhat.check(folder / "data", {"encoder.model": "linear"})))
+    assert callable(tinyhat.demo)
 
 
 def test_python_and_the_command_line_agree(run, folder, capsys):

@@ -224,7 +224,7 @@ def test_mistakes_of_place(tmp_path):
     jsonl(tmp_path / "laws" / "tran.jsonl", GOOD)
     (tmp_path / "laws.txt").write_text("text\n")
     for path, sentence in [
-        (tmp_path / "laws", r"has no train file \(it has tran.jsonl\)"),
+        (tmp_path / "laws", r"has no train, dev or test file \(it has tran.jsonl\)"),
         ("pydoc", r"neither a file.*did you mean 'pydocs'"),
         (tmp_path / "lawz", "did you mean 'laws'"),
         (tmp_path / "laws.txt", "plain text without labels"),
@@ -232,6 +232,9 @@ def test_mistakes_of_place(tmp_path):
     ]:
         with pytest.raises(UserError, match=sentence):
             read(path)
+    jsonl(tmp_path / "half" / "dev.jsonl", GOOD)
+    with pytest.raises(UserError, match=r"has no train file \(it has dev\)"):
+        read(tmp_path / "half")
     jsonl(tmp_path / "laws" / "train.jsonl", GOOD)
     jsonl(tmp_path / "laws" / "train.json", GOOD)
     with pytest.raises(UserError, match="has two train files"):

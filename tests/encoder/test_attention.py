@@ -9,8 +9,8 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tinyhat.encoder import attention
-from tinyhat.encoder.attention import packed_attention
+from tinyhat.encoder import attention, interface
+from tinyhat.encoder.attention import KeptAttention, attention_bytes, packed_attention
 from tinyhat.encoder.interface import attend
 
 LENGTHS = st.lists(st.integers(1, 40), min_size=1, max_size=7)
@@ -49,6 +49,31 @@ def test_equals_sdpa_one_by_one(lengths: list[int], window: int) -> None:
     weight = torch.randn_like(out)
     got = torch.autograd.grad((out * weight).sum(), (q, k, v))
     torch.testing.assert_close(got, torch.autograd.grad((expected * weight).sum(), (q, k, v)))
+
+
+@pytest.mark.parametrize("window", [0, 5])
+@settings(max_examples=25, deadline=None)
+@given(lengths=LENGTHS)
+def test_kept_probabilities_change_no_bit(lengths: list[int], window: int) -> None:
+    cu = _boundaries(lengths)
+    q, k, v = _random(lengths, sum(lengths), torch.bfloat16)
+    out, kept = packed_attention(q, k, v, cu, cu, 0.3, window), KeptAttention.apply(q, k, v, cu, cu, 0.3, window)
+    assert torch.equal(out, kept)
+    weight = torch.randn_like(out)
+    got = torch.autograd.grad((kept * weight).sum(), (q, k, v))
+    expected = torch.autograd.grad((out * weight).sum(), (q, k, v))
+    assert all(torch.equal(a, b) for a, b in zip(got, expected, strict=True))
+    assert attention_bytes(q, cu, cu) == sum(n * n for n in lengths) * 2 * 2
+
+
+def test_attend_keeps_probabilities_only_while_they_are_few(monkeypatch: pytest.MonkeyPatch) -> None:
+    cu = _boundaries([9, 4])
+    q, k, v = _random([9, 4], 13, torch.bfloat16)
+    assert "KeptAttention" in str(attend(q, k, v, cu, cu, 9, 9, 0.3).grad_fn)
+    monkeypatch.setattr(interface, "KEEP_BYTES", attention_bytes(q, cu, cu) - 1)
+    assert "KeptAttention" not in str(attend(q, k, v, cu, cu, 9, 9, 0.3).grad_fn)
+    with torch.no_grad():
+        assert attend(q, k, v, cu, cu, 9, 9, 0.3).grad_fn is None
 
 
 @settings(max_examples=25, deadline=None)

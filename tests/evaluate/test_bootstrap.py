@@ -6,7 +6,7 @@ from tiny.scores import sparse_targets, tiny_scores
 from tinyhat.config import EvaluateConfig
 from tinyhat.decision import Rule
 from tinyhat.errors import UserError
-from tinyhat.evaluate.bootstrap import bootstrap, interval
+from tinyhat.evaluate.bootstrap import bootstrap, interval, without_width
 from tinyhat.evaluate.compare import compare_scores, over_seeds
 from tinyhat.evaluate.metrics import evaluate_scores, score_statistic
 from tinyhat.tune.decided import decide, truth
@@ -142,3 +142,12 @@ def test_mean_and_spread_over_seeds():
     assert over_seeds([{"f": 0.1}])["f"]["std"] == 0.0
     with pytest.raises(UserError, match="no runs"):
         over_seeds([])
+
+
+def test_an_interval_without_width_is_explained():
+    said = without_width({"documents": 60, "intervals": {"accuracy": [1.0, 1.0], "macro_f1": [0.9, 1.0]}})
+    assert said is not None
+    assert "(accuracy)" in said
+    assert "up to 0.05" in said
+    assert without_width({"documents": 60, "intervals": {"macro_f1": [0.9, 1.0]}}) is None
+    assert without_width({"documents": 60}) is None

@@ -93,7 +93,7 @@ def multi() -> tuple[Scores, sparse.csr_array, LabelSpace]:
 
 def test_multi_label_mistakes_are_the_surest():
     scores, decided, labels = multi()
-    wrong, missed = multi_mistakes(scores, decided, labels, None, frequent=50)
+    wrong, missed = multi_mistakes(scores, decided, labels, {}, frequent=50)
     # a document once, and new labels first: unseen in c is left out, rare again in b comes last
     assert [(m.id, m.reason) for m in wrong] == [
         ("c", "rare decided at 98%"),
@@ -107,7 +107,7 @@ def test_multi_label_mistakes_are_the_surest():
         ("unseen", "missed"),
     ]
     assert wrong[1].chips[0].probability == pytest.approx(1 / (1 + math.exp(-3)), rel=1e-6)
-    assert [c.kind for c in multi_mistakes(scores, decided, labels, None, 50)[0][0].chips] == [
+    assert [c.kind for c in multi_mistakes(scores, decided, labels, {}, 50)[0][0].chips] == [
         "wrong",
         "wrong",
         "missed",
@@ -116,14 +116,14 @@ def test_multi_label_mistakes_are_the_surest():
 
 def test_misses_of_unseen_labels_are_never_examples():
     scores, decided, labels = multi()
-    _, missed = multi_mistakes(scores, decided, labels, None, frequent=1000)
+    _, missed = multi_mistakes(scores, decided, labels, {}, frequent=1000)
     assert {m.reason.split()[0] for m in missed} == {"frequent", "rare"}
 
 
 def test_single_mistakes_leave_out_labels_outside_the_space():
     logits = np.array([[4.0, 0.0], [3.0, 0.0], [2.0, 0.0], [0.0, 9.0]], dtype=np.float32)
     scores = Scores(["a", "b", "c", "d"], logits, Targets("single", 2, np.array([-1, 1, 1, 1], dtype=np.int64)))
-    found = single_mistakes(scores, LabelSpace(("x", "y"), np.array([1, 1])), None)
+    found = single_mistakes(scores, LabelSpace(("x", "y"), np.array([1, 1])), {})
     assert [m.id for m in found] == ["b", "c"]
     assert found[0].reason == "y taken for x at 95%"
 
@@ -132,6 +132,6 @@ def test_regression_mistakes_are_measured_in_standard_deviations():
     true = np.array([[0.0, 0.0], [1.0, 100.0], [2.0, 200.0]], dtype=np.float32)
     predicted = true + np.array([[0.0, 9.0], [1.0, 0.0], [0.0, 0.0]], dtype=np.float32)
     scores = Scores(["a", "b", "c"], predicted, Targets("regression", 2, true))
-    found = regression_mistakes(scores, LabelSpace(("small", "large"), np.array([3, 3])), None)
+    found = regression_mistakes(scores, LabelSpace(("small", "large"), np.array([3, 3])), {})
     assert [m.id for m in found] == ["b", "a", "c"]
     assert found[0].reason == "small: true 1, predicted 2; large: true 100, predicted 100"

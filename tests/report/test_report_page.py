@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 from tiny.run import synthetic_run
+from tinyhat.report.mistakes import snippets
 from tinyhat.report.page import build_report
 from tinyhat.run import Run
 from tinyhat.types import Scores
@@ -59,7 +60,7 @@ class Page(HTMLParser):
 
 
 def build(made, name="laws", split=True) -> str:
-    path = build_report(made.run, name, made.labels, made.scores, made.decided, made.split if split else None)
+    path = build_report(made.run, name, made.labels, made.scores, made.decided, snippets(made.split) if split else {})
     assert path == made.run.report
     return path.read_text(encoding="utf-8")
 

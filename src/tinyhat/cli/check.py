@@ -10,6 +10,7 @@ import tinyhat.cli.options as o
 
 
 def command(
+    context: typer.Context,
     data: o.Data,
     task: o.Task = "auto",
     text: o.Text = None,
@@ -30,26 +31,10 @@ def command(
     as_json: o.Json = False,
 ) -> None:
     """Count labels and lengths, find duplicates, leakage, conflicts and unseen labels."""
-    columns: dict[str, object] = {
-        "task": task,
-        "text": text,
-        "pair": pair,
-        "label": label,
-        "labels": labels,
-        "target": target,
-        "id": id,
-    }
-    columns |= {"label_list": label_list, "group": group, "weight": weight, "source": source, "limit": limit}
     rest = {"encoder.model": model, "reading.max_tokens": max_tokens, "train.seed": seed}
-    config = o.config_from(data, columns, rest, None, assignments)
-    from tinyhat.data.check import check_dataset, render_check
-    from tinyhat.data.read import read_dataset
+    config = o.config_from(data, o.columns_of(context), rest, None, assignments)
+    from tinyhat.data.check import render_check
+    from tinyhat.verbs import check_config
 
-    dataset = read_dataset(config.data, config.train.seed)
-    tokenizer = None
-    if model != "linear":
-        from tinyhat.encoder.load import load_tokenizer
-
-        tokenizer = load_tokenizer(model)
-    result = check_dataset(dataset, tokenizer, config.evaluate.frequent, max_tokens)
+    result = check_config(config)
     typer.echo(json.dumps(result, ensure_ascii=False) if as_json else render_check(result))

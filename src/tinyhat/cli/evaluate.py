@@ -11,6 +11,7 @@ import tinyhat.cli.options as o
 
 
 def command(
+    context: typer.Context,
     run: o.RunPath,
     data: Annotated[str | None, typer.Option("--data", help="Other labelled documents to measure on.")] = None,
     split: Annotated[str | None, typer.Option("--split", help="dev or test; test where there is one.")] = None,
@@ -28,8 +29,7 @@ def command(
     from tinyhat.cli.show import metrics_table
     from tinyhat.verbs import evaluate
 
-    columns = {"text": text, "pair": pair, "label": label, "labels": labels, "target": target, "id": id}
-    metrics = evaluate(run, data, split, plan, assignments or [], columns, o.say)
+    metrics = evaluate(run, data, split, plan, assignments or [], o.columns_of(context), o.say)
     if as_json:
         typer.echo(json.dumps(metrics, ensure_ascii=False))
     else:

@@ -37,6 +37,16 @@ Set = Annotated[list[str] | None, typer.Option("--set", metavar="a.b=c", help="S
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
+COLUMNS = (
+    "task", "text", "pair", "label", "labels", "target", "id", "label_list", "group", "weight", "source", "limit",
+)  # fmt: skip
+
+
+def columns_of(context: typer.Context) -> dict[str, Any]:
+    """Return the flags of a verb that are keys of the data section."""
+    return {name: context.params[name] for name in COLUMNS if name in context.params}
+
+
 def config_from(
     data: str | None,
     columns: Mapping[str, Any],

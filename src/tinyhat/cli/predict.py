@@ -11,6 +11,7 @@ import tinyhat.cli.options as o
 
 
 def command(
+    context: typer.Context,
     run: o.RunPath,
     source: Annotated[str, typer.Argument(metavar="INPUT", help="csv, tsv, jsonl, parquet, txt; - reads JSON lines.")],
     out: Annotated[Path | None, typer.Option("--out", help="Write here, not to stdout; appears when complete.")] = None,
@@ -24,6 +25,6 @@ def command(
     """Predict the labels of every document."""
     from tinyhat.verbs import predict
 
-    bad = predict(run, source, out, top_k, plan, {"text": text, "pair": pair, "id": id}, o.say)
+    bad = predict(run, source, out, top_k, plan, o.columns_of(context), o.say)
     if bad and strict:
         raise typer.Exit(2)

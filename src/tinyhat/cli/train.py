@@ -12,6 +12,7 @@ from tinyhat.errors import UserError
 
 
 def command(
+    context: typer.Context,
     data: o.Data,
     out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder: new or empty.")],
     model: Annotated[str | None, typer.Option("--model", help="Hub name, local path, minilm or linear.")] = None,
@@ -48,16 +49,6 @@ def command(
     """Train, tune, evaluate and report."""
     if epochs is not None and max_steps is not None:
         raise UserError("--epochs and --max-steps exclude each other: give one of them")
-    columns: dict[str, object] = {
-        "task": task,
-        "text": text,
-        "pair": pair,
-        "label": label,
-        "labels": labels,
-        "target": target,
-        "id": id,
-    }
-    columns |= {"label_list": label_list, "group": group, "weight": weight, "source": source, "limit": limit}
     rest = {
         "encoder.model": model,
         "reading.max_tokens": max_tokens,
@@ -69,7 +60,7 @@ def command(
         "train.seed": seed,
         "evaluate.baseline": baseline,
     }
-    config = o.config_from(data, columns, rest, recipe, assignments)
+    config = o.config_from(data, o.columns_of(context), rest, recipe, assignments)
     from tinyhat.cli.show import metrics_table
     from tinyhat.pipeline import train
     from tinyhat.run import read_json

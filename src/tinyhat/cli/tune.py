@@ -10,6 +10,7 @@ import tinyhat.cli.options as o
 
 
 def command(
+    context: typer.Context,
     run: o.RunPath,
     data: Annotated[str | None, typer.Option("--data", help="Other labelled documents to tune on.")] = None,
     split: Annotated[str, typer.Option("--split", help="Which split to tune on.")] = "dev",
@@ -29,6 +30,5 @@ def command(
     from tinyhat.cli.show import metrics_table
     from tinyhat.verbs import tune
 
-    columns = {"text": text, "pair": pair, "label": label, "labels": labels, "target": target, "id": id}
     chosen = None if rule is None else rule.replace("-", "_")
-    metrics_table(tune(run, data, split, chosen, assignments or [], columns, o.say))
+    metrics_table(tune(run, data, split, chosen, assignments or [], o.columns_of(context), o.say))

@@ -27,14 +27,17 @@ def assemble(raw: RawDataset, config: DataConfig, seed: int, name: str) -> Datas
     """Make the dataset that everything downstream sees.
 
     Args:
-        raw: the splits of a source; its train split is there.
+        raw: the splits of a source.
         config: label_list, limit, dev_share and test_share are used.
         seed: of made splits and of the documents that a limit keeps.
         name: how the user called the data.
 
     Raises:
-        UserError: the answers cannot be learnt: all different, all the same, too few documents, a bad label list.
+        UserError: no train split; the answers cannot be learnt: all different, all the same, too few documents; a bad
+            label list.
     """
+    if "train" not in raw.splits:
+        raise UserError(f"{name} has no train file (it has {', '.join(raw.splits)}): name one train.* or give a file")
     declared = read_label_list(config.label_list) if config.label_list else raw.declared
     _check_answers(raw, declared, name)
     notes = list(raw.notes)

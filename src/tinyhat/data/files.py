@@ -20,13 +20,15 @@ def read_files(path: Path, config: DataConfig) -> RawDataset:
     """Read a file (all of it train) or a folder of split files.
 
     Raises:
-        UserError: nothing there, no train file, or whatever is wrong in a file, with its line.
+        UserError: nothing there, no split file, or whatever is wrong in a file, with its line.
     """
     if not path.is_dir() and format_of(path) == "txt":
         raise UserError(f"{path} is plain text without labels: training needs csv, tsv, jsonl or parquet with a label")
     files = split_files(path) if path.is_dir() else {"train": path}
-    if "train" not in files:
-        raise UserError(f"folder {path} has no train file (it has {_listing(path)}): name one train.* or give a file")
+    if not files:
+        raise UserError(
+            f"folder {path} has no train, dev or test file (it has {_listing(path)}): name one so or give a file"
+        )
     rows = {name: list(read_rows(file)) for name, file in files.items()}
     return read_tables(rows, {name: str(file) for name, file in files.items()}, config)
 

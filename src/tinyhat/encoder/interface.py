@@ -15,7 +15,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
-from tinyhat.encoder.attention import groups, packed_attention
+from tinyhat.encoder.attention import KEEP_BYTES, KeptAttention, attention_bytes, groups, packed_attention
 
 NAME = "tinyhat"
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
@@ -56,6 +56,11 @@ def attend(
         return out
     if query.dtype in SDPA_DTYPES and not window and not torch.compiler.is_compiling():
         return _sdpa_by_length(query, key, value, cu_query, cu_key, scale)
+    keeps = query.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
+    if keeps and attention_bytes(query, cu_query, cu_key) <= KEEP_BYTES:
+        out = KeptAttention.apply(query, key, value, cu_query, cu_key, scale, window)
+        assert isinstance(out, torch.Tensor)
+        return out
     return packed_attention(query, key, value, cu_query, cu_key, scale, window)
 
 

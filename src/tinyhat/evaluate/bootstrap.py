@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 import numpy as np
 
 from tinyhat.evaluate.statistic import Array, Statistic
@@ -23,6 +26,21 @@ def bootstrap(statistic: Statistic, documents: int, resamples: int, seed: int) -
         weights = np.bincount(drawn.ravel(), minlength=rows * documents).reshape(rows, documents)
         parts.append(statistic(weights.astype(np.float32)))
     return {name: np.concatenate([part[name] for part in parts]) for name in parts[0]} if parts else {}
+
+
+def without_width(metrics: Mapping[str, Any]) -> str | None:
+    """Return a sentence for people where a shown interval has no width, which looks surer than it is; else None.
+
+    Where no document of N is wrong, no resample has a wrong one either; up to 3/N of all documents may still be
+    (rule of three, Hanley and Lippman-Hand 1983).
+    """
+    found = [name for name, pair in (metrics.get("intervals") or {}).items() if pair and pair[0] == pair[1]]
+    if not found or not metrics.get("documents"):
+        return None
+    return (
+        f"An interval without width ({', '.join(found)}) says only that all {metrics['documents']} documents agree: "
+        f"among other documents a share of up to {3 / metrics['documents']:.2g} may still be different."
+    )
 
 
 def interval(samples: Array, figure: float, bounds: tuple[float, float]) -> list[float] | None:

@@ -5,7 +5,7 @@ Letters: N documents, L labels, K regression targets.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,7 +53,7 @@ def shorten(text: str, most: int = TEXT_CHARACTERS) -> str:
 
 
 def multi_mistakes(
-    scores: Scores, decided: Csr, labels: LabelSpace, split: Split | None, frequent: int
+    scores: Scores, decided: Csr, labels: LabelSpace, texts: Mapping[str, str], frequent: int
 ) -> tuple[list[Mistake], list[Mistake]]:
     """Return the surest false positives and the surest misses of a multi-label run.
 
@@ -64,12 +64,11 @@ def multi_mistakes(
         scores: logits [N, L] with targets.
         decided: bool [N, L].
         labels: the label space, for names and training counts.
-        split: texts, or None.
+        texts: document id to snippet, as far as they are known.
         frequent: training documents from which a label is called frequent.
     """
     assert scores.targets is not None, "mistakes need true targets"
     true = truth(scores.targets)
-    texts = _texts(split)
 
     def pick(rows: IntArray, columns: IntArray, sign: int, word: str) -> list[Mistake]:
         order = np.argsort(sign * scores.logits[rows, columns], kind="stable")
@@ -86,13 +85,12 @@ def multi_mistakes(
     return pick(*_only(decided, true), -1, "decided"), pick(missed_rows[keep], missed[keep], 1, "missed")
 
 
-def single_mistakes(scores: Scores, labels: LabelSpace, split: Split | None) -> list[Mistake]:
+def single_mistakes(scores: Scores, labels: LabelSpace, texts: Mapping[str, str]) -> list[Mistake]:
     """Return documents surest of a wrong label (argmax of logits [N, L]), varied in that label."""
     assert scores.targets is not None, "mistakes need true targets"
     true = scores.targets.values.astype(np.int64)
     best, confidence = top_probability(scores.logits)
     wrong = np.flatnonzero((true >= 0) & (best != true))
-    texts = _texts(split)
     found = []
     wrong = wrong[np.argsort(-confidence[wrong], kind="stable")]
     for i, _ in _varied(zip(wrong, best[wrong], strict=True), 2 * EXAMPLES):
@@ -112,14 +110,13 @@ def single_mistakes(scores: Scores, labels: LabelSpace, split: Split | None) -> 
     return found
 
 
-def regression_mistakes(scores: Scores, labels: LabelSpace, split: Split | None) -> list[Mistake]:
+def regression_mistakes(scores: Scores, labels: LabelSpace, texts: Mapping[str, str]) -> list[Mistake]:
     """Return the documents with the largest error of any target, in standard deviations of the true values."""
     assert scores.targets is not None, "mistakes need true targets"
     true = scores.targets.values.astype(np.float64)
     error = scores.logits - true
     spread = np.where(true.std(axis=0) > 0, true.std(axis=0), 1.0)
     worst = np.abs(error / spread).max(axis=1)
-    texts = _texts(split)
     found = []
     for i in np.argsort(-worst, kind="stable")[: 2 * EXAMPLES]:
         parts = [
@@ -141,7 +138,13 @@ def top_probability(logits: FloatArray) -> tuple[IntArray, npt.NDArray[np.float6
 
 
 def _document(
-    scores: Scores, i: int, chosen: IntArray, true: IntArray, labels: LabelSpace, texts: dict[str, str], reason: str
+    scores: Scores,
+    i: int,
+    chosen: IntArray,
+    true: IntArray,
+    labels: LabelSpace,
+    texts: Mapping[str, str],
+    reason: str,
 ) -> Mistake:
     """Return one multi-label document with its decided and its true labels, the most probable first."""
     both = np.union1d(chosen, true)
@@ -188,10 +191,8 @@ def _varied(cells: Iterable[tuple[int, int]], most: int) -> list[tuple[int, int]
     return list(chosen.items())
 
 
-def _texts(split: Split | None) -> dict[str, str]:
+def snippets(split: Split) -> dict[str, str]:
     """Return document id to shortened text. Scores know ids only; a split in another order still fits."""
-    if split is None:
-        return {}
     pairs = split.pairs or [""] * len(split)
     joined = zip(split.ids, split.texts, pairs, strict=True)
     return {name: shorten(f"{text} ⁄ {pair}" if pair else text) for name, text, pair in joined}

@@ -11,10 +11,10 @@ import yaml
 from pydantic import ValidationError
 
 from tinyhat.config import Config
-from tinyhat.data.dataset import Split
 from tinyhat.data.labels import LabelSpace
 from tinyhat.decision import FILE, Decision, activate
 from tinyhat.errors import UserError
+from tinyhat.evaluate.bootstrap import without_width
 from tinyhat.evaluate.per_label import LabelRow, label_table, worst_and_best
 from tinyhat.evaluate.single import confusion
 from tinyhat.report import plots
@@ -43,7 +43,7 @@ BANDS = {"frequent": "frequent", "few": "few", "zero_shot": "zero-shot"}
 
 
 def build_report(
-    run: Run, dataset_name: str, labels: LabelSpace, scores: Scores, decided: Csr | None, split: Split | None
+    run: Run, dataset_name: str, labels: LabelSpace, scores: Scores, decided: Csr | None, texts: Mapping[str, str]
 ) -> Path:
     """Write `run.report` from the run folder's metrics, log and manifest and the scores of the main split.
 
@@ -55,7 +55,7 @@ def build_report(
         labels: the L labels, or the K regression targets.
         scores: of the split that metrics.json speaks of, logits [N, L] or [N, K].
         decided: bool CSR [N, L], what the decision chose; None for regression.
-        split: the documents behind `scores`, for their texts; None leaves texts out.
+        texts: document id to snippet (`mistakes.snippets`); what is missing is left out.
 
     Returns:
         The path of the page.
@@ -70,6 +70,7 @@ def build_report(
     page: dict[str, Any] = {
         "header": _header(run, dataset_name, labels, metrics, manifest),
         "verdict": verdict(metrics),
+        "without_width": without_width(metrics),
         "rows": main_rows(metrics),
         "ranking": ranking_grid(metrics),
         "others": other_rows(metrics),
@@ -88,10 +89,10 @@ def build_report(
     if scores.targets is not None and len(scores.ids):
         task = scores.targets.task
         if task == "regression":
-            page["mistakes"] = [("Largest errors", regression_mistakes(scores, labels, split))]
+            page["mistakes"] = [("Largest errors", regression_mistakes(scores, labels, texts))]
             page["plots"] |= regression_plots(scores, labels) if drawn else {}
         elif decided is not None:
-            page |= _labelled(scores, decided, labels, split, decision, page["frequent"])
+            page |= _labelled(scores, decided, labels, texts, decision, page["frequent"])
             if drawn:
                 matrix = page.get("confusion", {}).get("matrix")
                 page["plots"] |= label_plots(scores, labels, page["table"], matrix, metrics, page["frequent"])
@@ -247,15 +248,20 @@ def _details(manifest: Mapping[str, Any], metrics: Mapping[str, Any]) -> list[tu
 
 
 def _labelled(
-    scores: Scores, decided: Csr, labels: LabelSpace, split: Split | None, decision: Decision | None, frequent: int
+    scores: Scores,
+    decided: Csr,
+    labels: LabelSpace,
+    texts: Mapping[str, str],
+    decision: Decision | None,
+    frequent: int,
 ) -> dict[str, Any]:
     """Return tables per label and example mistakes of a single- or multi-label run."""
     assert scores.targets is not None
     table = label_table(scores, decided, labels.names, labels.train_counts, decision.rule if decision else None)
     if scores.targets.task == "single":
-        mistakes = [("Surest mistakes", single_mistakes(scores, labels, split))]
+        mistakes = [("Surest mistakes", single_mistakes(scores, labels, texts))]
     else:
-        wrong, missed = multi_mistakes(scores, decided, labels, split, frequent)
+        wrong, missed = multi_mistakes(scores, decided, labels, texts, frequent)
         mistakes = [("Decided, and not true: the surest", wrong), ("True, and missed: the least expected", missed)]
     if len(labels) <= WHOLE_TABLE:
         tables = [

@@ -16,6 +16,23 @@ from tinyhat.tune.thresholds import global_threshold, label_thresholds
 from tinyhat.types import IntArray, Scores, Targets, Task
 
 
+def check_rule(config: TuneConfig, task: Task, labels: int) -> None:
+    """Say before any training what `fit_rule` could only say after it.
+
+    Args:
+        config: rule and top_k.
+        task: what is decided.
+        labels: L.
+
+    Raises:
+        UserError: a rule that does not fit the task, or that decides every label of every document.
+    """
+    if _kind(config, task) == "top_k" and config.top_k >= labels:
+        raise UserError(
+            f"tune.top_k = {config.top_k} decides every label of every document, there are {labels}: set it lower"
+        )
+
+
 def fit_rule(scores: Scores, config: TuneConfig, unseen: Sequence[int] = ()) -> Rule:
     """Fit the rule that `config.rule` names on the scores of the dev split.
 
@@ -27,9 +44,10 @@ def fit_rule(scores: Scores, config: TuneConfig, unseen: Sequence[int] = ()) -> 
         unseen: labels without a training document; the head knows nothing of them, so they are never chosen.
 
     Raises:
-        UserError: a rule that does not fit the task, no true label to fit on, NaN logits.
+        UserError: as `check_rule`; no true label to fit on, NaN logits.
     """
     targets = require_targets(scores)
+    check_rule(config, targets.task, targets.width)
     kind = _kind(config, targets.task)
     if kind == "value":
         return Rule(kind=kind)
@@ -37,7 +55,7 @@ def fit_rule(scores: Scores, config: TuneConfig, unseen: Sequence[int] = ()) -> 
     if kind == "argmax":
         return Rule(kind=kind, never=never)
     if kind == "top_k":
-        return Rule(kind=kind, k=min(config.top_k, targets.width), never=never)
+        return Rule(kind=kind, k=config.top_k, never=never)
     if len(targets.values) == 0:
         raise UserError(
             "no document of the dev split has a label, so there is no threshold to fit: give a dev split with labels "
