@@ -73,9 +73,9 @@ class KeptAttention(torch.autograd.Function):
     def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
         """Take the arguments of `packed_attention`."""
         kept: list[torch.Tensor] = []
-        *tensors, ctx.scale, ctx.window = inputs
-        out = _forward(*inputs, kept)
-        ctx.save_for_backward(*tensors, *kept)
+        query, key, value, cu_query, cu_key, ctx.scale, ctx.window = inputs
+        out = _forward(query, key, value, cu_query, cu_key, ctx.scale, ctx.window, kept)
+        ctx.save_for_backward(query, key, value, cu_query, cu_key, *kept)
         return out
 
     @staticmethod
