@@ -23,6 +23,7 @@ SETTINGS = {
     "encoder.model": "minilm",
     "reading.max_tokens": 128,
     "train.epochs": 2,
+    "train.batch_size": 8,  # few documents: small batches are many steps
     "train.learning_rate": 3e-4,
 }
 SHOWN = 3  # documents predicted at the end
