@@ -22,5 +22,5 @@ $(VENV)/.ready: pyproject.toml
 	test -x $(RUN)/python || $(PYTHON) -m venv $(VENV)
 	$(RUN)/python -m pip install --quiet --upgrade pip
 	$(RUN)/python -c "import torch" 2>/dev/null || $(RUN)/python -m pip install --quiet "torch==2.13.0"
-	$(RUN)/python -m pip install --quiet --editable ".[demo,report,lora,dev]"
+	$(RUN)/python -m pip install --quiet --editable ".[demo,report,embed,lora,lowbit,ray,sweep,dev]"
 	touch $@
