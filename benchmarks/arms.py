@@ -29,8 +29,8 @@ from tinyhat.head.output import output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run
 from tinyhat.train.classifier import quick_metric
-from tinyhat.train.loop import Material
 from tinyhat.train.loop import Trainer as Loop
+from tinyhat.train.objective import Classify, Material
 from tinyhat.train.optim import base_rate, parameter_groups
 from tinyhat.types import IntArray, Scores, Targets, Task
 
@@ -168,8 +168,8 @@ class Tinyhat(Arm):
         reader = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=self.job.config.reading.max_tokens))
         reading = reader.read(self.job.split.texts)
         self.tokenise_seconds = time.perf_counter() - begin
-        material = Material(reading, self.job.split.targets)
-        loop = Loop(encoder, material, self.job.config.train, choose_plan("auto", CPU), Run(self.folder))
+        objective = Classify(encoder, Material(reading, self.job.split.targets))
+        loop = Loop(encoder, objective, self.job.config.train, choose_plan("auto", CPU), Run(self.folder))
         self.begin_step()
         for _ in range(self.job.steps):
             self.losses.append(loop.train_step()["loss"])

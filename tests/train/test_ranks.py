@@ -24,7 +24,8 @@ from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import backend_tokenizer, load_encoder
 from tinyhat.encoder.precision import choose_plan
 from tinyhat.run import Run
-from tinyhat.train.loop import Material, Trainer
+from tinyhat.train.loop import Trainer
+from tinyhat.train.objective import Classify, Material
 
 folder, name = Path(sys.argv[1]), sys.argv[2]
 torch.set_num_threads(1)
@@ -36,7 +37,7 @@ reading = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=48)).read(
 settings = TrainConfig(batch_size=7, pack_tokens=60, learning_rate=1e-3, max_steps=5, plan="fp32")
 run = Run(folder / name)
 run.path.mkdir(exist_ok=True)
-trainer = Trainer(encoder, Material(reading, dataset.splits["train"].targets), settings,
+trainer = Trainer(encoder, Classify(encoder, Material(reading, dataset.splits["train"].targets)), settings,
                   choose_plan("fp32", torch.device("cpu")), run)
 losses = [trainer.train_step()["loss"] for _ in range(5)]
 if trainer.accelerator.is_main_process:

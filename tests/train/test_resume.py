@@ -77,10 +77,14 @@ def state(seed):
 
 def test_a_checkpoint_restores_weights_and_optimiser(tmp_path):
     model, optimizer = state(0)
-    save_checkpoint(tmp_path, model, optimizer, Progress(step=7, best_value=0.5, seconds=1.5))
+    kept = {"0.mean": torch.arange(3.0)}
+    save_checkpoint(tmp_path, model, optimizer, Progress(step=7, best_value=0.5, seconds=1.5), kept)
     other, fresh = state(1)
     found = load_checkpoint(tmp_path, other, fresh, pytest.fail)
-    assert found == Progress(step=7, best_value=0.5, seconds=1.5)
+    assert found is not None
+    assert found[0] == Progress(step=7, best_value=0.5, seconds=1.5)
+    assert list(found[1]) == ["0.mean"]
+    assert torch.equal(found[1]["0.mean"], kept["0.mean"])
     for (name, a), (_, b) in zip(model.named_parameters(), other.named_parameters(), strict=True):
         assert torch.equal(a, b), name
         for key in ("step", "exp_avg", "exp_avg_sq"):
@@ -106,7 +110,7 @@ def test_a_torn_checkpoint_is_skipped_with_a_warning(tmp_path, damage):
     said = []
     found = load_checkpoint(tmp_path, *state(1), said.append)
     assert found is not None
-    assert found.step == 1
+    assert found[0].step == 1
     assert len(said) == 1
     assert "step_00000002 is torn" in said[0]
 

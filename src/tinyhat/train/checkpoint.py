@@ -8,9 +8,10 @@ torn folder is found out and the one before it is used. Random numbers need no s
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import torch
@@ -53,9 +54,19 @@ def model_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
     return {name: parameter.detach() for name, parameter in model.named_parameters()}
 
 
-def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, progress: Progress) -> Path:
-    """Write the checkpoint of ``progress.step`` into `folder` and remove all but the newest KEEP."""
+def save_checkpoint(
+    folder: Path,
+    model: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    progress: Progress,
+    kept: Mapping[str, torch.Tensor] = MappingProxyType({}),
+) -> Path:
+    """Write the checkpoint of ``progress.step`` into `folder` and remove all but the newest KEEP.
+
+    `kept` are further tensors by name, what strategies need to go on.
+    """
     tensors = {f"model.{name}": tensor for name, tensor in model_tensors(model).items()}
+    tensors |= {f"kept.{name}": tensor for name, tensor in kept.items()}
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
@@ -73,11 +84,11 @@ def save_checkpoint(folder: Path, model: nn.Module, optimizer: torch.optim.Optim
 
 def load_checkpoint(
     folder: Path, model: nn.Module, optimizer: torch.optim.Optimizer, warn: Callable[[str], None]
-) -> Progress | None:
+) -> tuple[Progress, dict[str, torch.Tensor]] | None:
     """Load the newest whole checkpoint into `model` and `optimizer`, skipping torn ones with a warning.
 
     Returns:
-        Where training stood, or None when there is no whole checkpoint.
+        Where training stood and the further tensors, or None when there is no whole checkpoint.
     """
     for path in reversed(_checkpoints(folder)):
         found = _read(path)
@@ -87,7 +98,7 @@ def load_checkpoint(
             continue
         tensors, state = found
         _restore(tensors, model, optimizer)
-        return Progress(**state)
+        return Progress(**state), {k.removeprefix("kept."): t for k, t in tensors.items() if k.startswith("kept.")}
     return None
 
 

@@ -19,7 +19,8 @@ from tinyhat.errors import UserError
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run, atomic_path
-from tinyhat.train.loop import Evaluation, Material, Outcome, Trainer
+from tinyhat.train.loop import Evaluation, Outcome, Trainer
+from tinyhat.train.objective import Classify, Material
 from tinyhat.train.optim import base_rate
 from tinyhat.tune.decided import decide, label_counts, truth
 from tinyhat.tune.rule import fit_rule
@@ -99,7 +100,7 @@ def train_classifier(prepared: Prepared, config: Config, dataset: Dataset, run: 
     predictor = TorchPredictor(encoder, reader, plan, device, config.train.pack_tokens)
     trainer = Trainer(
         encoder,
-        Material(reading, targets, _mean_one(split.weights)),
+        Classify(encoder, Material(reading, targets, _mean_one(split.weights))),
         config.train,
         plan,
         run,

@@ -6,7 +6,7 @@ import math
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import Any
@@ -15,36 +15,16 @@ import torch
 from accelerate import Accelerator
 
 from tinyhat.config import TrainConfig
-from tinyhat.data.packing import StepPlan, build_pack
-from tinyhat.data.reading import Reading
-from tinyhat.encoder.forward import forward_pack
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
 from tinyhat.errors import UserError
-from tinyhat.head.losses import document_losses
-from tinyhat.head.output import compute_in_fp32, output_layer
 from tinyhat.run import Run
 from tinyhat.train.checkpoint import Progress, load_best, load_checkpoint, save_best, save_checkpoint
 from tinyhat.train.log import Bar, StepLog
+from tinyhat.train.objective import Objective
 from tinyhat.train.optim import build_optimizer, rate_factor, set_rate
-from tinyhat.types import FloatArray, Pack, Targets
-
-PADDED_WINDOW = 16  # batches grouped by length together where sequences are padded
-
-
-@dataclass(frozen=True)
-class Material:
-    """What is trained on.
-
-    Attributes:
-        reading: token ids of the training documents.
-        targets: their targets (regression: standardised).
-        weights: float32 [N], mean 1, or None.
-    """
-
-    reading: Reading
-    targets: Targets
-    weights: FloatArray | None = None
+from tinyhat.train.strategy import Strategy
+from tinyhat.types import Pack
 
 
 @dataclass(frozen=True)
@@ -66,44 +46,40 @@ Evaluation = Callable[[], tuple[str, float]]
 
 
 class Trainer:
-    """Trains one encoder on one material; `fit` is the whole loop, `train_step` one optimiser step.
+    """Trains one encoder for one objective; `fit` is the whole loop, `train_step` one optimiser step.
 
     Args:
-        encoder: the classifier to train, in place.
-        material: training documents.
+        encoder: the model to train, in place.
+        objective: what its packs are and cost.
         config: the train section.
         plan: the numeric plan.
         run: the run folder for log and checkpoints.
         evaluate: measures the dev split, or None to keep the last weights.
+        strategies: what happens around the steps, in this order.
     """
 
     def __init__(
         self,
         encoder: Encoder,
-        material: Material,
+        objective: Objective,
         config: TrainConfig,
         plan: Plan,
         run: Run,
         evaluate: Evaluation | None = None,
+        strategies: Sequence[Strategy] = (),
     ) -> None:
-        self.config, self.plan, self.run, self.material, self.evaluate = config, plan, run, material, evaluate
+        self.config, self.plan, self.run, self.objective, self.evaluate = config, plan, run, objective, evaluate
+        self.strategies = strategies
         # precision is ours (encoder/precision.py): accelerate only places, wraps and reduces
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.bare = encoder
-        compute_in_fp32(output_layer(encoder.model, material.targets.width))
+        for strategy in strategies:
+            strategy.prepare(encoder)
         width = int(encoder.model.config.hidden_size)
         optimizer = build_optimizer(encoder.model, config, width)
         model, self.optimizer = self.accelerator.prepare(encoder.model, optimizer)
         self.encoder = replace(encoder, model=model)
-        self.steps_plan = StepPlan(
-            lengths=material.reading.lengths,
-            labels=material.targets.width,
-            batch_size=config.batch_size,
-            pack_tokens=config.pack_tokens,
-            seed=config.seed,
-            world_size=self.accelerator.num_processes,
-            window=1 if encoder.packed else PADDED_WINDOW,
-        )
+        self.steps_plan = objective.step_plan(config, self.accelerator.num_processes)
         self.steps = config.max_steps or self.steps_plan.steps(config.epochs)
         self.progress = Progress()
 
@@ -143,22 +119,21 @@ class Trainer:
         # dropout depends on (seed, step, rank) and on nothing that happened before: that is what makes resume exact
         torch.manual_seed(_mix(self.config.seed, step, self.accelerator.process_index))
         set_rate(self.optimizer, rate_factor(step, self.steps, self.config))
+        for strategy in self.strategies:
+            strategy.before_step(step)
+        batch = self.steps_plan.batch(step)
+        scale = self.accelerator.num_processes / self.objective.denominator(batch, step)
         packs = list(self.steps_plan.packs(step, self.accelerator.process_index))
         loss = torch.zeros((), device=self.accelerator.device)
         tokens = 0
         for i, (rows, counts) in enumerate(packs):
             last = i == len(packs) - 1
-            weights = self.material.weights
-            pack = build_pack(
-                self.material.reading,
-                rows,
-                self.encoder.first_position,
-                self.material.targets,
-                None if weights is None else weights[rows],
-            )
+            pack = self.objective.pack(rows, step)
             with nullcontext() if last else self.accelerator.no_sync(model):
-                loss += self._backward(pack, counts)
+                loss += self._backward(pack, scale if counts else 0.0)
             tokens += pack.tokens if counts else 0
+        for strategy in self.strategies:
+            strategy.after_backward(step)
         norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.grad_clip)
         mean_loss = float(self.accelerator.reduce(loss, "mean"))
         if not math.isfinite(mean_loss) or not math.isfinite(float(norm)):
@@ -168,18 +143,15 @@ class Trainer:
             )
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        return self._line(mean_loss, float(norm), tokens, time.perf_counter() - begin)
+        for strategy in self.strategies:
+            strategy.after_step(step)
+        return self._line(mean_loss, float(norm), len(batch), tokens, time.perf_counter() - begin)
 
-    def _backward(self, pack: Pack, counts: bool) -> torch.Tensor:
+    def _backward(self, pack: Pack, scale: float) -> torch.Tensor:
         """Add the gradient of one pack; return its share of the effective batch's loss (times world size, for DDP)."""
         with self.plan.context(self.accelerator.device):
-            logits = forward_pack(self.encoder, pack, self.accelerator.device)
-        assert pack.targets is not None
-        losses = document_losses(logits, pack.targets)
-        if pack.weights is not None:
-            losses = losses * torch.from_numpy(pack.weights).to(losses)
-        # normalised by the documents of the effective batch, never by pack
-        share = losses.sum() * (self.accelerator.num_processes / self.config.batch_size if counts else 0.0)
+            losses = self.objective.losses(self.encoder, pack, self.accelerator.device)
+        share = losses.sum() * scale
         self.accelerator.backward(share)
         return share.detach()
 
@@ -190,12 +162,14 @@ class Trainer:
         if found is None:
             warn("no checkpoint was written before the run stopped: training starts at step 0")
             return
-        self.progress = found
+        self.progress, kept = found
+        for i, strategy in enumerate(self.strategies):
+            prefix = f"{i}."
+            strategy.load_state({k.removeprefix(prefix): t for k, t in kept.items() if k.startswith(prefix)})
 
     def _evaluate_every(self) -> int:
         """Return the steps between evaluations: four a run, and at least one an epoch."""
-        epoch = math.ceil(len(self.material.reading) / self.config.batch_size)
-        return max(1, min(math.ceil(self.steps / 4), epoch))
+        return max(1, min(math.ceil(self.steps / 4), self.steps_plan.steps(1.0)))
 
     def _evaluate(self) -> dict[str, Any]:
         assert self.evaluate is not None
@@ -218,15 +192,16 @@ class Trainer:
 
     def _save(self) -> None:
         if self.accelerator.is_main_process:
-            save_checkpoint(self.run.checkpoints, self.bare.model, self.optimizer.optimizer, self.progress)
+            kept = {f"{i}.{k}": t for i, strategy in enumerate(self.strategies) for k, t in strategy.state().items()}
+            save_checkpoint(self.run.checkpoints, self.bare.model, self.optimizer.optimizer, self.progress, kept)
         self.accelerator.wait_for_everyone()
 
     def _tensorboard(self) -> Any:
         return self.run.path / "tensorboard" if self.config.tensorboard else None
 
-    def _line(self, loss: float, norm: float, tokens: int, seconds: float) -> dict[str, Any]:
+    def _line(self, loss: float, norm: float, documents: int, tokens: int, seconds: float) -> dict[str, Any]:
         self.progress.step += 1
-        self.progress.documents += self.config.batch_size
+        self.progress.documents += documents
         self.progress.tokens += tokens
         self.progress.seconds += seconds
         return {
@@ -235,7 +210,7 @@ class Trainer:
             "loss": loss,
             "gradient_norm": norm,
             "rate": self.optimizer.param_groups[0]["lr"],
-            "documents_per_second": round(self.config.batch_size / seconds, 2),
+            "documents_per_second": round(documents / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
             "memory_gb": round(peak_memory_gb(), 3),
             "seconds": round(self.progress.seconds, 3),
@@ -244,6 +219,8 @@ class Trainer:
     def _outcome(self) -> Outcome:
         if self.progress.best_value is not None and self.progress.best_step != self.progress.step:
             load_best(self.run.checkpoints, self.bare.model)
+        for strategy in self.strategies:
+            strategy.finish()
         trained = self.progress.seconds
         return Outcome(
             steps=self.progress.step,
