@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
@@ -218,6 +219,9 @@ def _one_sentence(name: str) -> Iterator[None]:
     try:
         with quiet():
             yield
+    except StrictDataclassError as error:  # a setting of config.json, named in the last line
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("TypeError: ")
+        raise UserError(f"encoder.model = {name!r} cannot be loaded: {reason}") from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         text = str(error)
         if "connect" in text or "offline" in text:

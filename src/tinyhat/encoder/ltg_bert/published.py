@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from tokenizers import Tokenizer
@@ -215,7 +216,7 @@ def _config(folder: Path, layout: str) -> LtgBertConfig:
         settings["pad_token_id"] = settings["pad_token_id"] if pad is None else pad
     try:
         return LtgBertConfig(classifier_head="mlp", **settings)
-    except ValueError as error:
+    except (ValueError, StrictDataclassError) as error:
         raise UserError(f"{path}: {str(error).strip().splitlines()[-1].strip()}") from None
 
 
