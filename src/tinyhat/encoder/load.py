@@ -26,6 +26,7 @@ from transformers import (
 from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
+from tinyhat.encoder.hub import hub_source
 from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
 from tinyhat.encoder.quiet import quiet
@@ -196,7 +197,7 @@ def _source(name: str) -> str | Path:
         return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"encoder.model = {name!r} does not exist: give a folder, a hub name (owner/name), or minilm")
-    return name
+    return hub_source(name)
 
 
 def _minilm() -> Path:
