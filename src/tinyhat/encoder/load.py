@@ -151,7 +151,12 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def backend_tokenizer(encoder: Encoder) -> Tokenizer:
     """Return the Rust tokenizer behind ``encoder.tokenizer``, a copy without truncation and padding."""
-    return _plain(encoder.tokenizer.backend_tokenizer)
+    return plain_tokenizer(encoder.tokenizer)
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """Return the Rust tokenizer behind `tokenizer`, a copy without truncation and padding."""
+    return _plain(tokenizer.backend_tokenizer)
 
 
 def _plain(backend: Tokenizer) -> Tokenizer:
@@ -185,6 +190,8 @@ def _source(name: str) -> str | Path:
         return _minilm()
     path = Path(name).expanduser()
     if path.is_dir():
+        if (path / "model" / "config.json").is_file():  # a run: what it made is in there
+            return path / "model"
         if not (path / "config.json").is_file():
             raise UserError(f"encoder.model = {name!r} is a folder without config.json: give a Hugging Face checkpoint")
         return path
