@@ -25,6 +25,7 @@ from transformers import (
 )
 
 from tinyhat.config import EncoderConfig
+from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.path import choose_path
 from tinyhat.errors import UserError, did_you_mean, missing_extra
@@ -312,6 +313,8 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
     install_fast_dropout(model)
     first_position = _first_position(model)
     positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(model, ltg_bert.LtgBertPreTrainedModel):
+        positions = None  # its positions are distances, and those beyond the furthest bucket share it
     max_positions = positions - first_position if positions and positions > 0 else None
     packed, reason = choose_path(name, model, config, first_position, max_positions, set(tokenizer.all_special_ids))
     if config.gradient_checkpointing:

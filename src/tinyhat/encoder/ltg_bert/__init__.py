@@ -18,6 +18,7 @@ from tinyhat.encoder.ltg_bert.modeling_ltg_bert import (
     LtgBertForSequenceClassification,
     LtgBertForTokenClassification,
     LtgBertModel,
+    LtgBertPreTrainedModel,
 )
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "LtgBertForSequenceClassification",
     "LtgBertForTokenClassification",
     "LtgBertModel",
+    "LtgBertPreTrainedModel",
 ]
 
 AutoConfig.register(LtgBertConfig.model_type, LtgBertConfig, exist_ok=True)
