@@ -5,8 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, pretrain, demo) are functions here. Importing tinyhat
-imports neither torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, demo) are functions here. Importing
+tinyhat imports neither torch nor transformers.
 """
 
 from __future__ import annotations

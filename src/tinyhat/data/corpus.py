@@ -54,8 +54,8 @@ def read_texts(config: DataConfig, share: float, seed: int) -> Corpus:
     Raises:
         UserError: nothing to read, a damaged file, a bad row with its line, too little text to hold any out.
     """
-    texts, notes = _read(config)
-    texts = list(islice((t for t in texts if not t.isspace()), config.limit))
+    found, notes = _read(config)
+    texts = list(islice((t for t in found if t and not t.isspace()), config.limit))
     if not texts:
         raise UserError(f"{config.path} holds no text: name a corpus with text in it")
     digest = hashlib.sha256(b"tinyhat corpus 1")

@@ -89,10 +89,10 @@ def _spans(
 ) -> npt.NDArray[np.int8]:
     """Lay spans until each sequence has its number of chosen tokens, or TRIES spans have been laid.
 
-    The number is Binomial(allowed tokens, share), at least 1; the span that reaches it is not shortened, so that slightly
-    more than `share` is chosen. A span begins anywhere from just before the sequence to its end, and never covers the last
-    place (as published; a separator stands there). One span, one decision; a place that two spans cover keeps the first.
-    All sequences are handled at once, a span each per round.
+    The number is Binomial(allowed tokens, share), at least 1; the span that reaches it is not shortened, so that
+    slightly more than `share` is chosen. A span begins anywhere from just before the sequence to its end, and never
+    covers the last place (as published; a separator stands there). One span, one decision; a place that two spans cover
+    keeps the first. All sequences are handled at once, a span each per round.
     """
     begins, lengths = cu_seqlens[:-1].astype(np.int64), np.diff(cu_seqlens).astype(np.int64)
     action = np.full(len(allowed), -1, np.int8)

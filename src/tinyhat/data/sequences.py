@@ -48,14 +48,14 @@ def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, key: str) -> TokenS
     digest = hashlib.sha256(f"tinyhat stream 1 {key} {tokenizer.to_str()}".encode()).hexdigest()
     path = cache_folder() / "tokens" / f"{digest}.npz"
     try:
-        with path.open("rb") as file, np.load(file, allow_pickle=False) as arrays:
+        with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
             return TokenStream(arrays["ids"], arrays["indptr"])
     except (OSError, ValueError, KeyError, EOFError, BadZipFile):
         pass  # absent or damaged: it is computed again
     stream = _encode(texts, tokenizer)
     try:
-        with atomic_path(path) as temporary, temporary.open("wb") as file:
-            np.savez(file, allow_pickle=False, ids=stream.ids, indptr=stream.indptr)
+        with atomic_path(path) as temporary, temporary.open("wb") as target:
+            np.savez(target, allow_pickle=False, ids=stream.ids, indptr=stream.indptr)
     except OSError:
         pass  # a full or read-only disk costs the cache, not the run
     return stream

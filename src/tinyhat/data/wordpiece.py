@@ -22,10 +22,10 @@ BNC_PARTS = r"n['’]t\b|['’](?:s|m|d|re|ve|ll)\b|\d|\p{P}|\p{S}"
 def train_wordpiece(texts: Iterable[str], flavour: Flavour, vocabulary: int) -> Tokenizer:
     """Train a tokenizer of at most `vocabulary` entries; its ids begin with the special tokens (SPECIALS).
 
-    bnc: normalised (NFKC, no accents, case kept), split at white space, clitics, marks and digits; pieces that continue a
-    word begin with ``@@``. babylm: bytes, a space belongs to the word behind it, digits single, pieces without prefix,
-    entries seen ten times at least; nothing is normalised or unknown. Both frame a text as ``[CLS] A [SEP] B [SEP]``.
-    [PAR] and [TAB] are for texts that contain them in so many words. Samuel et al. 2023 and the BabyLM baseline.
+    bnc: normalised (NFKC, no accents, case kept), split at white space, clitics, marks and digits; pieces that continue
+    a word begin with ``@@``. babylm: bytes, a space belongs to the word behind it, digits single, pieces without
+    prefix, entries seen ten times at least; nothing is normalised or unknown. Both frame a text as ``[CLS] A [SEP] B
+    [SEP]``. [PAR] and [TAB] are for texts that contain them in so many words. Samuel et al. 2023 and BabyLM's baseline.
 
     Args:
         texts: the corpus, in parts of any size.
@@ -75,8 +75,8 @@ def train_wordpiece(texts: Iterable[str], flavour: Flavour, vocabulary: int) -> 
 def word_starts(tokenizer: Tokenizer) -> BoolArray:
     """Return which entries begin a word, bool [V]; all others belong to the word before them.
 
-    Where pieces carry a prefix (``@@``, ``##``) those with it continue a word. Where a word carries its space (byte level:
-    Ġ) a piece continues unless it has the space or begins with a digit or a mark.
+    Where pieces carry a prefix (``@@``, ``##``) those with it continue a word. Where a word carries its space (byte
+    level: Ġ) a piece continues unless it has the space or begins with a digit or a mark.
     """
     vocabulary = tokenizer.get_vocab()
     size = tokenizer.get_vocab_size()

@@ -14,8 +14,8 @@ class Lamb(torch.optim.Optimizer):
     """Adam whose step for a tensor is scaled to the tensor's own norm.
 
     With m and v Adam's bias-corrected moments: u = m / (sqrt(v) + eps) + decay x w, and w falls by
-    rate x (|w| / |u|) x u (algorithm 2 of the paper, phi the identity). As in the LTG-BERT trainer the ratio |w| / |u| is
-    taken only where weights decay, is 1 where either norm is 0, and is not clipped; gradients are not normalised first.
+    rate x (|w| / |u|) x u (algorithm 2 of the paper, phi the identity). As in the LTG-BERT trainer the ratio |w| / |u|
+    is taken only where weights decay, is 1 where either norm is 0, and is not clipped; gradients are not normalised.
 
     Args:
         params: parameters or groups of them.

@@ -87,7 +87,8 @@ class MaskedLM:
 
     def pack(self, rows: IntArray, step: int) -> Pack:
         """Return the masked pack of `rows`, which are of the batch that `denominator` was asked about for `step`."""
-        assert self._batch is not None and self._step == step, "the loop asks for a step's denominator first"
+        assert self._step == step, "the loop asks for a step's denominator first"
+        assert self._batch is not None
         return self._batch.pack(rows)
 
     def losses(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:

@@ -56,7 +56,12 @@ def build_optimizer(model: nn.Module, config: TrainConfig, width: int) -> torch.
 
 
 def build_lamb(model: nn.Module, config: PretrainConfig) -> Lamb:
-    """Return LAMB with decay, and so with scaled steps, on matrices other than embeddings (the BabyLM LTG-BERT trainer)."""
+    """Return LAMB with decay, and so with scaled steps, on matrices other than embeddings, as LTG-BERT was trained.
+
+    Args:
+        model: its embeddings have ``embedding`` in their names.
+        config: rate and decay.
+    """
     groups: dict[bool, list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
@@ -73,8 +78,8 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`.
 
     All schedules rise linearly over ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a
-    cosine to 0 (pretraining: ``final_rate``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls linearly to 0 over
-    the last ``decay_ratio``.
+    cosine to 0 (pretraining: to ``final_rate``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM)
+    stays and falls linearly to 0 over the last ``decay_ratio``.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
     if step < warmup:
