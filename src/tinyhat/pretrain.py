@@ -99,7 +99,7 @@ def _check_folder(out: Path, resume: bool) -> None:
 
 
 def _tell_story(config: Config, corpus: Corpus, run: Run, resume: bool, say: Say) -> None:
-    from tinyhat.encoder.masked_lm import new_masked_lm
+    from tinyhat.encoder.masked_lm import new_masked_lm, start_at_frequencies
     from tinyhat.train.classifier import fix_threads
 
     before = run.read_manifest() if resume else {}
@@ -127,6 +127,9 @@ def _tell_story(config: Config, corpus: Corpus, run: Run, resume: bool, say: Say
         f"sequences: {material.sequences.counts} of up to {list(config.pretrain.lengths)} tokens; validation: "
         f"{material.validation.sequences} of up to {config.pretrain.lengths[0]}, "
         f"{material.validation.asked} tokens asked for, unigram entropy {material.validation.unigram_entropy:.4f} nats"
+    )
+    start_at_frequencies(
+        encoder.model, np.bincount(material.sequences.stream.ids, minlength=len(tokenizer)).astype(np.int64)
     )
     outcome = _train(config.pretrain, encoder, material, run, resume, say) if config.pretrain.max_steps else None
     with atomic_path(run.model) as temporary:

@@ -13,8 +13,9 @@ from tinyhat.types import BoolArray
 Flavour = Literal["bnc", "babylm"]
 FLAVOURS: tuple[Flavour, ...] = ("bnc", "babylm")
 SPECIALS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[PAR]", "[TAB]")  # in the order of their ids
-PREFIX = {"bnc": "@@", "babylm": ""}
-MIN_FREQUENCY = {"bnc": 0, "babylm": 10}
+PREFIX = "@@"  # of pieces that continue a word, bnc
+MARK = "▁"  # before every word while bnc is trained
+ALPHABET = 1000  # most characters bnc knows
 # English clitics, as the Penn Treebank cuts them, single digits, and single marks
 BNC_PARTS = r"n['’]t\b|['’](?:s|m|d|re|ve|ll)\b|\d|\p{P}|\p{S}"
 
@@ -32,43 +33,66 @@ def train_wordpiece(texts: Iterable[str], flavour: Flavour, vocabulary: int) -> 
         flavour: which of the two.
         vocabulary: entries, special ones included; a small corpus may give fewer.
     """
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=PREFIX[flavour]))
-    if flavour == "bnc":
-        tokenizer.normalizer = normalizers.Sequence(
-            [
-                normalizers.Nmt(),
-                normalizers.NFKC(),
-                normalizers.Replace(Regex(r"\s+"), " "),
-                normalizers.BertNormalizer(
-                    clean_text=True, handle_chinese_chars=False, strip_accents=True, lowercase=False
-                ),
-            ]
-        )
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(BNC_PARTS), "isolated")]
-        )
-        tokenizer.decoder = decoders.WordPiece(prefix="@@")
-        alphabet = []
-    else:
-        tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
-            [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
-        )
-        tokenizer.decoder = decoders.ByteLevel()
-        alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    trainer = trainers.WordPieceTrainer(
-        vocab_size=vocabulary,
-        min_frequency=MIN_FREQUENCY[flavour],
-        special_tokens=list(SPECIALS),
-        initial_alphabet=alphabet,
-        continuing_subword_prefix=PREFIX[flavour],
-        show_progress=False,
-    )
-    tokenizer.train_from_iterator(texts, trainer)
+    tokenizer = _train_bnc(texts, vocabulary) if flavour == "bnc" else _train_babylm(texts, vocabulary)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
         special_tokens=[("[CLS]", SPECIALS.index("[CLS]")), ("[SEP]", SPECIALS.index("[SEP]"))],
     )
+    return tokenizer
+
+
+def _train_bnc(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    """Learn merges on words that begin with a mark, and write them as pieces with and without prefix.
+
+    The library's own trainer numbers prefixed characters in the order of a hash table, so that ties fall differently in
+    every process; here one corpus gives one tokenizer.
+    """
+    tokenizer = Tokenizer(models.BPE())
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.Nmt(),
+            normalizers.NFKC(),
+            normalizers.Replace(Regex(r"\s+"), " "),
+            normalizers.BertNormalizer(
+                clean_text=True, handle_chinese_chars=False, strip_accents=True, lowercase=False
+            ),
+        ]
+    )
+    split = [pre_tokenizers.WhitespaceSplit(), pre_tokenizers.Split(Regex(BNC_PARTS), "isolated")]
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [*split, pre_tokenizers.Metaspace(MARK, prepend_scheme="always", split=False)]
+    )
+    trainer = trainers.BpeTrainer(vocab_size=vocabulary, limit_alphabet=ALPHABET, show_progress=False)
+    tokenizer.train_from_iterator(texts, trainer)
+    learnt = sorted(tokenizer.get_vocab().items(), key=lambda entry: entry[1])
+    characters = [token for token, _ in learnt if len(token) == 1 and token != MARK]
+    merged = [token for token, _ in learnt if len(token) > 1]
+    pieces = [token.removeprefix(MARK) if token.startswith(MARK) else PREFIX + token for token in merged]
+    entries = dict.fromkeys([*SPECIALS, *characters, *(PREFIX + c for c in characters), *pieces])
+    ids = {token: i for i, token in enumerate(list(entries)[:vocabulary])}
+    tokenizer.model = models.WordPiece(ids, unk_token="[UNK]", continuing_subword_prefix=PREFIX)
+    tokenizer.add_special_tokens(list(SPECIALS))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(split)
+    tokenizer.decoder = decoders.WordPiece(prefix=PREFIX)
+    return tokenizer
+
+
+def _train_babylm(texts: Iterable[str], vocabulary: int) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]", continuing_subword_prefix=""))
+    tokenizer.pre_tokenizer = pre_tokenizers.Sequence(
+        [pre_tokenizers.ByteLevel(add_prefix_space=True), pre_tokenizers.Digits(individual_digits=True)]
+    )
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = trainers.WordPieceTrainer(
+        vocab_size=vocabulary,
+        min_frequency=10,
+        special_tokens=list(SPECIALS),
+        initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet()),
+        continuing_subword_prefix="",
+        show_progress=False,
+    )
+    tokenizer.train_from_iterator(texts, trainer)
     return tokenizer
 
 
