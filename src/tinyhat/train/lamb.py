@@ -74,5 +74,6 @@ class Lamb(torch.optim.Optimizer):
             torch._foreach_add_(update, weights, alpha=decay)
             sizes, moves = torch.stack(torch._foreach_norm(weights)), torch.stack(torch._foreach_norm(update))
             ratio = torch.where((sizes > 0) & (moves > 0), sizes / moves, 1.0)  # on the device: nothing waits
-            torch._foreach_mul_(update, list(ratio.unbind()))
+            for move, factor in zip(update, ratio.unbind(), strict=True):
+                move.mul_(factor)
         torch._foreach_add_(weights, update, alpha=-group["lr"])
