@@ -5,7 +5,6 @@ S sequences, T tokens, Q queries, H heads, D width of a head, P relative positio
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
 
@@ -42,7 +41,7 @@ def attend_flex(x: Inputs) -> torch.Tensor:
 
 
 @lru_cache(maxsize=2)
-def _flex(compiled: bool) -> Callable[..., Any]:
+def _flex(compiled: bool) -> Any:
     # on CPU only for tests of the forward pass, uncompiled: there it has no backward
     return torch.compile(flex_attention) if compiled else flex_attention
 

@@ -32,6 +32,14 @@ from .layers_ltg_bert import (
 )
 from .losses_ltg_bert import classification_loss, token_loss
 
+_AUTO_MAP = {
+    "AutoConfig": "configuration_ltg_bert.LtgBertConfig",
+    "AutoModel": "modeling_ltg_bert.LtgBertModel",
+    "AutoModelForMaskedLM": "modeling_ltg_bert.LtgBertForMaskedLM",
+    "AutoModelForSequenceClassification": "modeling_ltg_bert.LtgBertForSequenceClassification",
+    "AutoModelForTokenClassification": "modeling_ltg_bert.LtgBertForTokenClassification",
+}
+
 
 class LtgBertPreTrainedModel(PreTrainedModel):
     """Initial weights, and what transformers must know of this family."""
@@ -62,6 +70,12 @@ class LtgBertPreTrainedModel(PreTrainedModel):
         elif isinstance(module, LtgBertEmbedding):
             init.trunc_normal_(module.relative_embedding, std=std, a=-2 * std, b=2 * std)
             init.copy_(module.position_buckets, position_buckets(module.buckets, module.positions))
+
+    def save_pretrained(self, *args: Any, **kwargs: Any) -> None:
+        """Save as transformers does, and name all four classes: a masked LM can then be loaded as a classifier."""
+        if self._auto_class is not None:
+            self.config.auto_map = dict(_AUTO_MAP)
+        super().save_pretrained(*args, **kwargs)
 
 
 class LtgBertModel(LtgBertPreTrainedModel):

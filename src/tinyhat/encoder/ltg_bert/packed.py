@@ -79,8 +79,9 @@ class KeptDisentangled(torch.autograd.Function):
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *gradients: torch.Tensor) -> tuple:
         """Return the gradients of query, key, value and both position tables."""
-        tensors, kept = ctx.saved_tensors[:8], ctx.saved_tensors[8:]
-        return *_backward(gradients[0].contiguous(), Inputs(*tensors, *ctx.numbers), list(kept)), *[None] * 6
+        saved = ctx.saved_tensors  # once: under checkpointing they are computed when asked for
+        found = _backward(gradients[0].contiguous(), Inputs(*saved[:8], *ctx.numbers), list(saved[8:]))
+        return *found, *[None] * 6
 
 
 def attend_disentangled(
