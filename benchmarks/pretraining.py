@@ -40,7 +40,7 @@ def main() -> None:
     parser.add_argument("--size", default="xs", choices=("xs", "small", "base"))
     parser.add_argument("--steps", type=int, default=2000)
     parser.add_argument("--batch-size", type=int, default=32, help="sequences of 128 tokens a step")
-    parser.add_argument("--optimizer", default="lamb", choices=("lamb", "adamw"))
+    parser.add_argument("--optimizer", default="adamw", choices=("lamb", "adamw"))
     parser.add_argument("--learning-rate", type=float)
     parser.add_argument("--pack-tokens", type=int, default=8192)
     parser.add_argument("--tuning", type=float, default=1.0, help="multiple of the 700 and 560 steps of fine-tuning")

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from itertools import pairwise
@@ -16,6 +15,7 @@ import numpy as np
 from tinyhat.config import Config, PretrainConfig
 from tinyhat.errors import UserError
 from tinyhat.run import Run, atomic_path, environment, file_sha256, open_run, remove, write_json
+from tinyhat.train.ranks import world_size
 from tinyhat.verb import make_callable
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def pretrain_config(config: Config, out: str | Path, resume: bool = False, say: 
     Raises:
         UserError: as the corpus, the tokenizer, the configuration or the folder deserve.
     """
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+    if world_size() > 1:
         raise UserError("tinyhat pretrain runs in one process for now: start it without torchrun")
     config = config.model_copy(update={"pretrain": _resolve(config.pretrain)})
     _check_folder(Path(out), resume)
