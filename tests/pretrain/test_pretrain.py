@@ -181,6 +181,21 @@ def test_a_tokenizer_that_lacks_a_mask_is_refused(tmp_path, corpus):
     refused(corpus, tmp_path / "other", "lacks a mask token", **{"pretrain.tokenizer": str(folder)})
 
 
+def test_a_tokenizer_whose_ids_do_not_fit_the_model_is_refused(tmp_path, corpus):
+    run = pretrain(corpus, tmp_path / "run", **{"pretrain.max_steps": 0})
+    file = run.path / "tokenizer" / "tokenizer.json"
+    content = json.loads(file.read_text())
+    last = max(content["model"]["vocab"], key=content["model"]["vocab"].get)
+    content["model"]["vocab"][last] = 5000
+    file.write_text(json.dumps(content))
+    refused(corpus, tmp_path / "other", "and the id 5000", **{"pretrain.tokenizer": str(file.parent)})
+    # and a model whose tokenizer knows more than the model
+    (run.model / "tokenizer.json").write_text(json.dumps(content))
+    data = write_tiny(tmp_path / "data", "single")
+    with pytest.raises(UserError, match="tokenizer has 5001 tokens"):
+        tinyhat.train(data, tmp_path / "tuned", {"encoder.model": str(run.path)}, say=lambda _: None)
+
+
 def test_resume_refuses_what_is_not_this_run(tmp_path, corpus):
     refused(corpus, tmp_path / "new", "nothing to resume", resume=True)
     run = pretrain(corpus, tmp_path / "run", **{"pretrain.max_steps": 2})

@@ -306,9 +306,10 @@ def _fresh_head(model: PreTrainedModel) -> None:
 def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderConfig, notes: list[str]) -> Encoder:
     _require_fast(name, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
+    tokens = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
+    if tokens > vocabulary:
         raise UserError(
-            f"encoder.model = {name!r}: its tokenizer has {len(tokenizer)} tokens and the model knows {vocabulary}; "
+            f"encoder.model = {name!r}: its tokenizer has {tokens} tokens and the model knows {vocabulary}; "
             "they do not belong together"
         )
     if tokenizer.pad_token_id is None:

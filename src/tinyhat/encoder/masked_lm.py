@@ -150,4 +150,10 @@ def load_full_tokenizer(name: str) -> PreTrainedTokenizerFast:
     if missing or not isinstance(tokenizer, PreTrainedTokenizerFast):
         what = f"a {missing[0]} token" if missing else "a fast form"
         raise UserError(f"pretrain.tokenizer = {name!r} lacks {what}, which masked-LM training needs: take another")
+    highest = max(tokenizer.get_vocab().values())
+    if highest >= len(tokenizer):
+        raise UserError(
+            f"pretrain.tokenizer = {name!r} has {len(tokenizer)} entries and the id {highest}, for which a model of as "
+            "many entries has no row: number its entries without gaps"
+        )
     return tokenizer
