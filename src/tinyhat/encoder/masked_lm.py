@@ -6,11 +6,11 @@ T tokens of a pack, M of them asked for, B sequences, V entries of the vocabular
 from __future__ import annotations
 
 from pathlib import Path
+from types import MethodType
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
@@ -57,7 +57,8 @@ def masked_lm_encoder(model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast
     """Make a masked LM of our own take packs (see `masked_lm_losses`)."""
     model.set_attn_implementation(NAME)
     install_fast_dropout(model)
-    model.base_model.register_forward_hook(_take_rows, with_kwargs=True)
+    last = model.base_model.transformer.layers[-1]
+    last.forward = MethodType(_last_layer, last)
     return Encoder(
         model,
         tokenizer,
@@ -87,12 +88,18 @@ def start_at_frequencies(model: LtgBertForMaskedLM, counts: IntArray) -> None:
         model.lm_head.out_proj.bias.copy_(torch.from_numpy(np.log(shares).astype(np.float32)))
 
 
-def _take_rows(_module: nn.Module, _args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
-    """Keep the states [1, M, D] of the places that the keyword `rows` (int64 [M]) names."""
+def _last_layer(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """Compute behind the last attention only the states [1, M, D] that the keyword `rows` (int64 [M]) names.
+
+    The feed-forward part is two thirds of a layer's products: with 15% of the places asked for this saves 5% of 12
+    layers.
+    """
     rows = kwargs.get("rows")
-    if rows is not None:
-        output["last_hidden_state"] = output["last_hidden_state"][:, rows]
-    return output
+    if rows is None:
+        return type(layer).forward(layer, hidden_states, *args, **kwargs)
+    attended, _ = layer.attention(hidden_states, *args, **kwargs)
+    states = (hidden_states + attended)[:, rows]
+    return states + layer.mlp(states)
 
 
 def masked_lm_losses(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
