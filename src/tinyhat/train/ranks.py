@@ -11,9 +11,14 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def rank() -> int:
+    """Return the number of this process among them, from 0."""
+    return int(os.environ.get("RANK", "0"))
+
+
 def is_first() -> bool:
     """Whether this is rank 0, or the only process."""
-    return os.environ.get("RANK", "0") == "0"
+    return rank() == 0
 
 
 def wait() -> None:
