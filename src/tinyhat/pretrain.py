@@ -179,10 +179,8 @@ def _material(config: PretrainConfig, corpus: Corpus, tokenizer: PreTrainedToken
     eligible = np.ones(len(tokenizer), bool)
     eligible[tokenizer.all_special_ids] = False
     masking = Masking(config.masking, config.mask_share, int(tokenizer.mask_token_id), eligible, word_starts(backend))
-    key = f"{corpus.sha256} {config.validation_share} {config.seed}"
     train, held_out = (
-        Sequences(encode_texts(texts, backend, f"{key} {name}"), config.lengths, frame)
-        for name, texts in (("train", corpus.train), ("validation", corpus.validation))
+        Sequences(encode_texts(texts, backend), config.lengths, frame) for texts in (corpus.train, corpus.validation)
     )
     validation = Validation(held_out, masking, config.validation_tokens, config.pack_tokens, config.seed)
     return _Material(train, masking, validation)

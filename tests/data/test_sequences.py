@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
+from tinyhat.data import sequences
 from tinyhat.data.corpus import PART, hold_out, text_parts
 from tinyhat.data.sequences import Curriculum, Sequences, TokenStream, encode_texts
 
@@ -118,10 +119,14 @@ def test_encoding_is_kept_and_a_damaged_cache_is_read_again(tmp_path, monkeypatc
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
     texts = ["a b a", "", "b " * 40_000]
-    first = encode_texts(texts, tokenizer, "key")
+    first = encode_texts(texts, tokenizer)
     assert first.ids[:3].tolist() == [1, 2, 1]
     assert np.diff(first.indptr).tolist() == [3, 0, 40_000]
     file = next((tmp_path / "tokens").iterdir())
-    assert np.array_equal(encode_texts([], tokenizer, "key").ids, first.ids)  # from the cache
+    monkeypatch.setattr(sequences, "_encode", pytest.fail)
+    assert np.array_equal(encode_texts(texts, tokenizer).ids, first.ids)  # from the cache
+    monkeypatch.undo()
+    monkeypatch.setenv("TINYHAT_CACHE", str(tmp_path))
     file.write_bytes(file.read_bytes()[:50])
-    assert np.array_equal(encode_texts(texts, tokenizer, "key").ids, first.ids)
+    assert np.array_equal(encode_texts(texts, tokenizer).ids, first.ids)
+    assert len(encode_texts(texts[:1], tokenizer).ids) == 3  # other texts are other tokens

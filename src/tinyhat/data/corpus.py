@@ -58,11 +58,6 @@ def read_texts(config: DataConfig, share: float, seed: int) -> Corpus:
     texts = list(islice((t for t in found if t and not t.isspace()), config.limit))
     if not texts:
         raise UserError(f"{config.path} holds no text: name a corpus with text in it")
-    digest = hashlib.sha256(b"tinyhat corpus 1")
-    for text in texts:
-        data = text.encode("utf-8", "surrogatepass")
-        digest.update(len(data).to_bytes(8, "little"))
-        digest.update(data)
     train, validation = hold_out(texts, share, seed)
     if not train or not validation:
         raise UserError(f"{config.path} holds too little text ({sum(map(len, texts))} characters) to hold some out")
@@ -70,18 +65,29 @@ def read_texts(config: DataConfig, share: float, seed: int) -> Corpus:
     notes.append(
         f"{len(texts)} documents of {sum(map(len, texts)):,} characters, {size:,} of them held out for validation"
     )
-    return Corpus(train, validation, digest.hexdigest(), tuple(notes))
+    return Corpus(train, validation, texts_hash(texts), tuple(notes))
+
+
+def texts_hash(texts: Iterable[str], salt: str = "") -> str:
+    """Return the sha256 of texts in order, and of `salt`, as hex."""
+    digest = hashlib.sha256(f"tinyhat corpus 1 {salt}".encode())
+    for text in texts:
+        data = text.encode("utf-8", "surrogatepass")
+        digest.update(len(data).to_bytes(8, "little"))
+        digest.update(data)
+    return digest.hexdigest()
 
 
 def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], list[str]]:
     """Return the texts to train on, in order, and those held out: whole documents in a seeded order.
 
-    The last one, where it is more than half too long, gives only its end, so that a corpus of one document works too.
+    One that is more than half too long gives only its end, so that a corpus of one document works too.
     """
-    wanted = share * sum(map(len, texts))
+    total = share * sum(map(len, texts))
+    wanted = total
     train, validation = list(texts), []
     for i in np.random.default_rng([seed, len(texts)]).permutation(len(texts)):
-        if wanted < 1:
+        if wanted < 1 or wanted < total / 2 < len(texts[i]):  # no small rest is cut from a document
             break
         text = texts[i]
         at = 0 if len(text) <= 1.5 * wanted else _cut(text, len(text) - int(wanted))

@@ -5,7 +5,6 @@ N sequences of all stages together, T tokens.
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import islice
@@ -15,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
-from tinyhat.data.corpus import text_parts
+from tinyhat.data.corpus import text_parts, texts_hash
 from tinyhat.data.packing import StepPlan
 from tinyhat.data.reading import cache_folder
 from tinyhat.run import atomic_path
@@ -37,16 +36,14 @@ class TokenStream:
     indptr: IntArray
 
 
-def encode_texts(texts: Sequence[str], tokenizer: Tokenizer, key: str) -> TokenStream:
-    """Encode documents, in threads and bounded memory; kept in the cache under a hash of `key` and the tokenizer.
+def encode_texts(texts: Sequence[str], tokenizer: Tokenizer) -> TokenStream:
+    """Encode documents, in threads and bounded memory; kept in the cache under a hash of texts and tokenizer.
 
     Args:
         texts: the documents.
         tokenizer: without truncation and padding.
-        key: names the texts: their hash and the split.
     """
-    digest = hashlib.sha256(f"tinyhat stream 1 {key} {tokenizer.to_str()}".encode()).hexdigest()
-    path = cache_folder() / "tokens" / f"{digest}.npz"
+    path = cache_folder() / "tokens" / f"{texts_hash(texts, tokenizer.to_str())}.npz"
     try:
         with path.open("rb") as source, np.load(source, allow_pickle=False) as arrays:
             return TokenStream(arrays["ids"], arrays["indptr"])
