@@ -6,7 +6,11 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import nn
 
+from tinyhat.config import PretrainConfig
+
+RATE = 1e-2  # of LTG-BERT, for batches of 32,768 sequences (Samuel et al. 2023)
 Params = Iterable[torch.Tensor] | Iterable[dict[str, Any]]
 
 
@@ -77,3 +81,22 @@ class Lamb(torch.optim.Optimizer):
             for move, factor in zip(update, ratio.unbind(), strict=True):
                 move.mul_(factor)
         torch._foreach_add_(weights, update, alpha=-group["lr"])
+
+
+def build_lamb(model: nn.Module, config: PretrainConfig) -> Lamb:
+    """Return LAMB with decay, and so with scaled steps, on matrices other than embeddings, as LTG-BERT was trained.
+
+    Args:
+        model: its embeddings have ``embedding`` in their names.
+        config: rate and decay.
+    """
+    groups: dict[bool, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            groups.setdefault(parameter.ndim >= 2 and "embedding" not in name, []).append(parameter)
+    rate = config.learning_rate or RATE
+    settings = [{"params": p, "weight_decay": config.weight_decay if decays else 0.0} for decays, p in groups.items()]
+    optimizer = Lamb(settings, lr=rate)
+    for group in optimizer.param_groups:
+        group["base_lr"] = rate
+    return optimizer

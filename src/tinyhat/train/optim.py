@@ -9,9 +9,7 @@ from torch import nn
 
 from tinyhat.config import PretrainConfig, TrainConfig
 from tinyhat.head.output import head_names
-from tinyhat.train.lamb import Lamb
-
-LAMB_RATE = 1e-2  # of LTG-BERT, for batches of 32,768 sequences (Samuel et al. 2023)
+from tinyhat.train.lamb import build_lamb
 
 
 def base_rate(config: TrainConfig, width: int) -> float:
@@ -52,25 +50,6 @@ def build_optimizer(model: nn.Module, config: TrainConfig, width: int) -> torch.
     optimizer = torch.optim.AdamW(groups, fused=True)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
-    return optimizer
-
-
-def build_lamb(model: nn.Module, config: PretrainConfig) -> Lamb:
-    """Return LAMB with decay, and so with scaled steps, on matrices other than embeddings, as LTG-BERT was trained.
-
-    Args:
-        model: its embeddings have ``embedding`` in their names.
-        config: rate and decay.
-    """
-    groups: dict[bool, list[nn.Parameter]] = {}
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            groups.setdefault(parameter.ndim >= 2 and "embedding" not in name, []).append(parameter)
-    rate = config.learning_rate or LAMB_RATE
-    settings = [{"params": p, "weight_decay": config.weight_decay if decays else 0.0} for decays, p in groups.items()]
-    optimizer = Lamb(settings, lr=rate)
-    for group in optimizer.param_groups:
-        group["base_lr"] = rate
     return optimizer
 
 
