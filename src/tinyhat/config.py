@@ -84,6 +84,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    final_ratio: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
     grad_clip: float = Field(1.0, gt=0)
     plan: str = Field(

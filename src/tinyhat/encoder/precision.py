@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from types import MethodType
@@ -47,24 +47,34 @@ class Plan:
         """Whether products take lower precision than the weights are stored in."""
         return self.compute != self.body
 
-    def context(self, device: torch.device) -> AbstractContextManager[object]:
+    @contextmanager
+    def context(self, device: torch.device) -> Iterator[None]:
         """Return the context in which forward passes run (backward passes run in `products` alone)."""
-        stack = ExitStack()
-        stack.enter_context(self.products(device))
-        if self.autocast:
-            stack.enter_context(torch.autocast(device.type, self.compute))
-        return stack
+        low = torch.autocast(device.type, self.compute) if self.autocast else nullcontext()
+        with self.products(device), low:
+            yield
 
-    def products(self, device: torch.device) -> AbstractContextManager[object]:
+    @contextmanager
+    def products(self, device: torch.device) -> Iterator[None]:
         """Return the context of the plan's matrix products, for forward and backward passes alike."""
         if self.compute == torch.float16 and device.type == "cpu":
-            stack = ExitStack()
-            if torch.is_inference_mode_enabled():  # there whole operations arrive undivided, autocast left behind
-                stack.enter_context(torch.inference_mode(False))
-                stack.enter_context(torch.no_grad())
-            stack.enter_context(HalfProducts())
-            return stack
-        return nullcontext() if torch.get_float32_matmul_precision() == self.matmul else _matmul(self.matmul)
+            # in inference mode whole operations arrive undivided, autocast left behind
+            inference = torch.is_inference_mode_enabled()
+            with (
+                torch.inference_mode(False) if inference else nullcontext(),
+                torch.no_grad() if inference else nullcontext(),
+                HalfProducts(),
+            ):
+                yield
+            return
+        before = torch.get_float32_matmul_precision()
+        if before != self.matmul:
+            torch.set_float32_matmul_precision(self.matmul)
+        try:
+            yield
+        finally:
+            if before != self.matmul:
+                torch.set_float32_matmul_precision(before)
 
     def store(self, model: nn.Module) -> None:
         """Store the parameters of `model` as the plan says, and let inputs follow where two dtypes meet.
@@ -215,16 +225,6 @@ def _cpu_bf16() -> str | None:
         return next((name for name in ("amx_bf16", "avx512_bf16") if has.get(name)), None)
     checks = {"amx_bf16": "_is_amx_tile_supported", "avx512_bf16": "_is_avx512_bf16_supported"}
     return next((name for name, check in checks.items() if getattr(torch.cpu, check, bool)()), None)
-
-
-@contextmanager
-def _matmul(precision: str) -> Iterator[None]:
-    before = torch.get_float32_matmul_precision()
-    torch.set_float32_matmul_precision(precision)
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before)
 
 
 def _norm_forward(norm: nn.LayerNorm, hidden: torch.Tensor) -> torch.Tensor:

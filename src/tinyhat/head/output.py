@@ -57,9 +57,9 @@ def low_while_training(model: nn.Module, low: bool) -> None:
     In evaluation mode the output layer computes in fp32 anyway (`compute_in_fp32`).
     """
     for module in head_modules(model):
-        module.low_while_training = low
+        module.low_while_training = low  # type: ignore[assignment,unused-ignore]
         if not low:
-            module.forward = MethodType(_fp32_forward, module)  # type: ignore[method-assign]
+            module.forward = MethodType(_fp32_forward, module)
 
 
 def _fp32_forward(layer: nn.Linear | nn.LayerNorm, hidden_BD: torch.Tensor) -> torch.Tensor:

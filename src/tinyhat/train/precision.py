@@ -7,7 +7,8 @@ P parameters, G gradients, M master weights, S optimiser states, U arithmetic of
 from __future__ import annotations
 
 import importlib.util
-from contextlib import AbstractContextManager, ExitStack
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -63,13 +64,11 @@ class TrainPlan(Plan):
     products_recipe: str | None = None
     softmax: Literal["fp32", "low"] | None = None
 
-    def context(self, device: torch.device) -> AbstractContextManager[object]:
+    @contextmanager
+    def context(self, device: torch.device) -> Iterator[None]:
         """Return the context of forward passes: the plan's products, autocast and softmax."""
-        stack = ExitStack()
-        stack.enter_context(super().context(device))
-        if self.softmax is not None:
-            stack.enter_context(softmax_in(self.softmax))
-        return stack
+        with super().context(device), softmax_in(self.softmax):
+            yield
 
     def at_prediction(self, device: torch.device) -> Plan:
         """Return the plan its model is evaluated, tuned and used in."""
