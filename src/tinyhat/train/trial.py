@@ -20,6 +20,7 @@ import numpy as np
 import torch
 
 from tinyhat.errors import UserError
+from tinyhat.report.experiment import read_runs
 from tinyhat.run import atomic_path, environment, write_bytes
 from tinyhat.train.flops import peak_flops
 from tinyhat.train.loop import Trainer, peak_memory_gb
@@ -125,23 +126,6 @@ def run_grid(
         record["seconds"] = round(time.perf_counter() - begin, 1)
         _append(folder / "runs.jsonl", record)
         say(f"{trial.key}: {_sentence(record)}")
-
-
-def read_runs(folder: Path) -> list[dict[str, Any]]:
-    """Return the runs of RESULTS, the newest of each key, in the order they were first made.
-
-    Raises:
-        UserError: `folder` is there and holds lines that are no runs.
-    """
-    path = folder / "runs.jsonl"
-    found: dict[str, dict[str, Any]] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines() if path.exists() else (), 1):
-        try:
-            run = json.loads(line)
-            found[run["key"]] = run
-        except (ValueError, KeyError, TypeError):
-            raise UserError(f"{path}, line {number} is not a run: remove it") from None
-    return list(found.values())
 
 
 def _attempt(trial: Trial, build: Callable[[Trial], Bench], folder: Path, every: int) -> dict[str, Any]:
