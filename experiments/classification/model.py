@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
+from functools import lru_cache
 
 import numpy as np
 import torch
 from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 from torch import nn
-from transformers import PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
+from transformers import PreTrainedModel, PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
 
 from tinyhat.config import EncoderConfig, TrainConfig
 from tinyhat.data.packing import StepPlan
@@ -58,16 +60,14 @@ def build(name: str, labels: tuple[str, ...], max_tokens: int, seed: int, head: 
     Raises:
         UserError: the model cannot be had; the sentence names what can.
     """
-    config = EncoderConfig(model=name, path="auto" if layout == "packed" else "padded", attention_dropout=0.0)
-    if name == RANDOM:
-        encoder = _random(labels, seed, config)
-    else:
-        try:
-            encoder = load_encoder(name, "multi", labels, config, max_tokens, seed)
-        except UserError as error:
-            if "cannot be reached" in str(error):
-                raise UserError(f"{error}; or --model {RANDOM} (the same shape, random weights)") from None
-            raise
+    base = _base(name, labels, max_tokens, layout)
+    encoder = replace(base, model=copy.deepcopy(base.model))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if name == RANDOM:
+            encoder.model.init_weights()
+        for module in encoder.model.classifier.modules() if head == "stock" else ():
+            encoder.model._init_weights(module)
     if head == "note":
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed + 1)
@@ -75,22 +75,34 @@ def build(name: str, labels: tuple[str, ...], max_tokens: int, seed: int, head: 
     return encoder
 
 
-def _random(labels: tuple[str, ...], seed: int, config: EncoderConfig) -> Encoder:
+@lru_cache(maxsize=2)
+def _base(name: str, labels: tuple[str, ...], max_tokens: int, layout: str) -> Encoder:
+    """Load once what every run of a grid starts from."""
+    config = EncoderConfig(model=name, path="auto" if layout == "packed" else "padded", attention_dropout=0.0)
+    if name == RANDOM:
+        return _random(labels, config)
+    try:
+        return load_encoder(name, "multi", labels, config, max_tokens, 0)
+    except UserError as error:
+        if "cannot be reached" in str(error):
+            raise UserError(f"{error}; or --model {RANDOM} (the same shape, random weights)") from None
+        raise
+
+
+def _random(labels: tuple[str, ...], config: EncoderConfig) -> Encoder:
     """RoBERTa-base's shape with random weights; the token ids are another tokenizer's, padding is 0."""
     shape = RobertaConfig(
         vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=0, bos_token_id=1,
         eos_token_id=2, attention_probs_dropout_prob=0.0, num_labels=len(labels),
         problem_type="multi_label_classification",
     )  # fmt: skip
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = RobertaForSequenceClassification(shape)
+    model = RobertaForSequenceClassification(shape)
     words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 100}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
     return wrap_model(RANDOM, model, tokenizer, config)
 
 
-def _put_note_head(model: nn.Module, labels: int) -> None:
+def _put_note_head(model: PreTrainedModel, labels: int) -> None:
     """Replace pooler and head; the encoder, and how it is packed, stays."""
     config = model.config
     head = NoteHead(config.hidden_size, labels, config.hidden_dropout_prob)

@@ -109,17 +109,16 @@ class LowAdamW(torch.optim.Optimizer):
         return state["master"] if self.master == "fp32" else join(parameter, state["master"])
 
     def _store(self, parameters: Tensors, states: list[dict[str, Any]], weights: Tensors, step: int) -> None:
+        if self.master != "split" and self.rounding != "stochastic":
+            torch._foreach_copy_(parameters, weights)
+            return
         for parameter, state, weight in zip(parameters, states, weights, strict=True):
-            if parameter.dtype == torch.float32:
-                continue  # it was moved itself
             if self.master == "split":
                 high, rest = split(weight)
                 parameter.copy_(high)
                 state["master"].copy_(rest)
-            elif self.rounding == "stochastic":
-                parameter.copy_(round_stochastically(weight, self._draws(parameter, step)))
             else:
-                parameter.copy_(weight)
+                parameter.copy_(round_stochastically(weight, self._draws(parameter, step)))
 
     def _draws(self, parameter: torch.Tensor, step: int) -> torch.Tensor:
         """Return 16 random bits a weight, int32: a function of (seed, step, parameter), so that resume is exact."""

@@ -92,6 +92,7 @@ def _adam_8bit(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
         import bitsandbytes
     finally:
         quiet.setLevel(level)
+        torch.set_flush_denormal(False)  # its processor library was compiled to flush them, for the whole process
     optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, betas=(0.9, 0.999), eps=1e-8)
     return optimizer
 

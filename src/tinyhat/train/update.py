@@ -12,6 +12,7 @@ from accelerate import Accelerator
 from torch import nn
 
 from tinyhat.config import TrainConfig
+from tinyhat.encoder.compile import compile_layers
 from tinyhat.errors import UserError
 from tinyhat.head.output import head_modules, low_while_training
 from tinyhat.train.adamw import LowAdamW
@@ -82,6 +83,10 @@ class Update:
         originals = _originals(model, plan)
         plan.store(model)
         plan.check_model(model, "after building")
+        if plan.products_recipe:
+            _fp8_products(model, plan.products_recipe)
+        if plan.compile:
+            compile_layers(model)
         self.optimizer = build_optimizer(model, config, width, plan, originals)
         plan.check_model(model, "after the optimiser was made")
         low_while_training(model, low=not plan.fp32_head)
@@ -119,13 +124,18 @@ class Update:
         if not self.checked:
             self.plan.check_model(self.model, "in the first step")
         if self.adds_in_fp32:
-            for parameter in self.model.parameters():
-                if parameter.grad is not None:
-                    if parameter in self.sums:
-                        self.sums[parameter] += parameter.grad
-                    else:
-                        self.sums[parameter] = parameter.grad.float()
-                    parameter.grad = None
+            self._add_up()
+
+    def _add_up(self) -> None:
+        """Move the pack's gradients into the fp32 sums."""
+        parameters = [p for p in self.model.parameters() if p.grad is not None]
+        known = [p for p in parameters if p in self.sums]
+        if known:
+            torch._foreach_add_([self.sums[p] for p in known], [p.grad for p in known if p.grad is not None])
+        for parameter in parameters:
+            if parameter.grad is not None and parameter not in self.sums:
+                self.sums[parameter] = parameter.grad.float()
+            parameter.grad = None
 
     @torch.no_grad()
     def unscale(self) -> None:
@@ -215,3 +225,19 @@ def _originals(model: nn.Module, plan: TrainPlan) -> dict[torch.Tensor, torch.Te
         return {}
     wanted = plan.dtypes(model)
     return {p: p.detach().clone() for n, p in model.named_parameters() if p.dtype != wanted[n]}
+
+
+def _fp8_products(model: nn.Module, recipe: str) -> None:
+    """Let the layers' linear modules multiply in fp8 with dynamic scales (torchao); head and odd sizes stay."""
+    from torchao.float8 import (  # type: ignore[import-not-found,unused-ignore]
+        Float8LinearConfig,
+        convert_to_float8_training,
+    )
+
+    head = {id(m) for m in head_modules(model)}
+
+    def fits(module: nn.Module, _name: str) -> bool:
+        sizes = isinstance(module, nn.Linear) and not (module.in_features % 16 or module.out_features % 16)
+        return sizes and id(module) not in head
+
+    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(recipe), module_filter_fn=fits)
