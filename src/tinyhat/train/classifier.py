@@ -23,6 +23,7 @@ from tinyhat.train.loop import Evaluation, Outcome, Trainer
 from tinyhat.train.objective import Classify, Material
 from tinyhat.train.optim import base_rate
 from tinyhat.train.precision import TrainPlan, choose_train_plan, describe
+from tinyhat.train.ranks import is_first
 from tinyhat.tune.decided import decide, label_counts, truth
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import FloatArray, Scores, Targets
@@ -113,7 +114,8 @@ def train_classifier(prepared: Prepared, config: Config, dataset: Dataset, run: 
     outcome = trainer.fit(resume, say)
     if dataset.task == "regression":
         fold_scale(layer, mean, std)
-    save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
+    if is_first():
+        save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
     facts = {
         "name": encoder.name,
         "parameters": _parameters(encoder),
