@@ -5,7 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, pretrain, demo) are functions here. Importing
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, layers,
+search, export, demo) are functions here. Importing
 tinyhat imports neither torch nor transformers.
 """
 
@@ -24,9 +25,12 @@ __all__ = [
     "check",
     "demo",
     "evaluate",
+    "export",
+    "layers",
     "load",
     "predict",
     "pretrain",
+    "search",
     "train",
     "tune",
 ]
@@ -34,7 +38,10 @@ __all__ = [
 _HOMES = {
     "Classifier": "tinyhat.predict",
     "check": "tinyhat.verbs",
+    "export": "tinyhat.compress.export",
+    "layers": "tinyhat.embed.layers",
     "load": "tinyhat.predict",
+    "search": "tinyhat.embed.search",
     "TinyhatClassifier": "tinyhat.estimator",
 }
 _VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo")

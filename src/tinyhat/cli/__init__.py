@@ -13,7 +13,7 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, evaluate, experiment, predict, pretrain, train, tune
+from tinyhat.cli import check, demo, evaluate, experiment, export, layers, predict, pretrain, search, train, tune
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -48,6 +48,9 @@ for verb, command in (
     ("evaluate", evaluate.command),
     ("predict", predict.command),
     ("pretrain", pretrain.command),
+    ("layers", layers.command),
+    ("search", search.command),
+    ("export", export.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)
