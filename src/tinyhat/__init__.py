@@ -5,8 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, pretrain, demo) are functions here. Importing
-tinyhat imports neither torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, embed, demo) are functions here.
+Importing tinyhat imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ __all__ = [
     "UserError",
     "check",
     "demo",
+    "embed",
     "evaluate",
     "load",
     "predict",
@@ -34,10 +35,10 @@ __all__ = [
 _HOMES = {
     "Classifier": "tinyhat.predict",
     "check": "tinyhat.verbs",
-    "load": "tinyhat.predict",
+    "load": "tinyhat.models",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo")
 
 
 def __getattr__(name: str) -> Any:
