@@ -5,9 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, pretrain, layers,
-search, export, demo) are functions here. Importing
-tinyhat imports neither torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, embed, layers, search, export, demo) are
+functions here. Importing tinyhat imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -24,6 +23,7 @@ __all__ = [
     "UserError",
     "check",
     "demo",
+    "embed",
     "evaluate",
     "export",
     "layers",
@@ -40,11 +40,11 @@ _HOMES = {
     "check": "tinyhat.verbs",
     "export": "tinyhat.compress.export",
     "layers": "tinyhat.embed.layers",
-    "load": "tinyhat.predict",
+    "load": "tinyhat.models",
     "search": "tinyhat.embed.search",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo")
 
 
 def __getattr__(name: str) -> Any:

@@ -13,11 +13,11 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, evaluate, experiment, export, layers, predict, pretrain, search, train, tune
+from tinyhat.cli import check, demo, embed, evaluate, experiment, export, layers, predict, pretrain, search, train, tune
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DISK_FULL = "the disk is full{}: free some space and run again (train: with --resume)"
+DISK_FULL = "the disk is full{}: free some space and run again (train and embed: with --resume)"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -48,6 +48,7 @@ for verb, command in (
     ("evaluate", evaluate.command),
     ("predict", predict.command),
     ("pretrain", pretrain.command),
+    ("embed", embed.command),
     ("layers", layers.command),
     ("search", search.command),
     ("export", export.command),

@@ -48,6 +48,6 @@ def pieces_to_words(
     elif pooling == "max":
         vectors = np.maximum.reduceat(pieces, firsts, axis=0)
     else:
-        sums = np.add.reduceat(pieces, firsts, axis=0)
-        vectors = sums / (lasts - firsts + 1)[:, None].astype(np.float32)
+        vectors = np.add.reduceat(pieces, firsts, axis=0).astype(np.float32)
+        vectors /= (lasts - firsts + 1)[:, None]
     return Words(spans.astype(np.int32), vectors)
