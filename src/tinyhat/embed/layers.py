@@ -52,10 +52,9 @@ class Candidate:
     @property
     def name(self) -> str:
         """How people call it."""
-        if self.weights is not None:
-            return f"the scalar mix of all layers under {self.pooling}"
-        what = "layers" if self.layers in ("all",) or ":" in self.layers else "layer"
-        return f"{what} {self.layers} under {self.pooling}"
+        several = {"-4:": "the mean of the last four layers", "all": "the mean of all layers"}
+        what = several.get(self.layers, f"layer {self.layers}")
+        return f"{what if self.weights is None else 'the scalar mix of all layers'} under {self.pooling}"
 
 
 @dataclass(frozen=True)
