@@ -27,6 +27,7 @@ from tinyhat.types import Document, Prediction, Scores
 Say = Callable[[str], None]
 TRAINING = (  # what metrics.json knows of training; no verb after it changes them
     "samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step", "stopped_early",
+    "forgetting",
 )  # fmt: skip
 
 

@@ -15,6 +15,7 @@ from tinyhat.data.packing import StepPlan, build_pack
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack
 from tinyhat.encoder.load import Encoder
+from tinyhat.head.imbalance import DocumentLoss, sampling
 from tinyhat.head.losses import document_losses
 from tinyhat.head.output import compute_in_fp32, output_layer
 from tinyhat.types import FloatArray, IntArray, Pack, Targets
@@ -63,10 +64,11 @@ class Classify:
     Args:
         encoder: the classifier; its output layer is set to compute in fp32.
         material: training documents.
+        loss: logits [B, L] and targets to losses [B] (`head.imbalance`).
     """
 
-    def __init__(self, encoder: Encoder, material: Material) -> None:
-        self.material = material
+    def __init__(self, encoder: Encoder, material: Material, loss: DocumentLoss = document_losses) -> None:
+        self.material, self.loss = material, loss
         self.packed, self.first_position = encoder.packed, encoder.first_position
         compute_in_fp32(output_layer(encoder.model, material.targets.width))
 
@@ -80,6 +82,7 @@ class Classify:
             seed=config.seed,
             world_size=world_size,
             window=1 if self.packed else PADDED_WINDOW,
+            draw=sampling(self.material.targets, config.balanced_sampling),
         )
 
     def pack(self, rows: IntArray, step: int) -> Pack:
@@ -93,7 +96,7 @@ class Classify:
         return float(len(rows))
 
     def losses(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
-        """Return the losses of `document_losses`, times the documents' weights."""
+        """Return the losses of `self.loss`, times the documents' weights."""
         assert pack.targets is not None
-        losses = document_losses(forward_pack(encoder, pack, device), pack.targets)
+        losses = self.loss(forward_pack(encoder, pack, device), pack.targets)
         return losses if pack.weights is None else losses * torch.from_numpy(pack.weights).to(losses)

@@ -1,0 +1,180 @@
+"""What fine-tuning changed in the encoder, measured on a text. T tokens, N sentences, D width, K layers.
+
+Three views: how alike every layer's states are before and after (cosine, CKA), what a linear probe can still read from
+them, and, where the checkpoint has its masked-LM head, how well masked words are guessed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+
+from tinyhat.config import ReadingConfig
+from tinyhat.data.packing import build_pack, cut_packs
+from tinyhat.data.passages import mask_ids, read_passages, sentences, swapped_pairs
+from tinyhat.data.reading import Reader, Reading
+from tinyhat.encoder.hidden import MaskedLM, hidden_states, load_masked_lm
+from tinyhat.encoder.load import Encoder, backend_tokenizer
+from tinyhat.errors import UserError
+from tinyhat.train.replay import SHARE, eligible_tokens
+from tinyhat.types import IntArray
+
+SENTENCES = 1200  # for the probe; two thirds fit it, one third judges it
+FEWEST = 60
+TOKENS = 4096  # whose states are compared: several times the width, or CKA would be near 1 by itself
+PASSAGES = 160  # for the masked-LM loss, of at most 128 tokens
+PACK = 4096
+PROBE = "two neighbouring words swapped in a sentence, or not"
+
+Floats = npt.NDArray[np.float32]
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """What is measured of an encoder at one moment.
+
+    Attributes:
+        states: float32 [K + 1, T, D], of the same tokens at every moment, behind embeddings and each layer.
+        means: float32 [N, D], mean state of a sentence behind the last layer.
+        masked_loss: nats per masked token, or None without a masked-LM head.
+    """
+
+    states: Floats
+    means: Floats
+    masked_loss: float | None
+
+
+class Forgetting:
+    """Measures one encoder on one text: when made, and again for the report.
+
+    Args:
+        encoder: with its pretrained weights; it is trained in place between snapshots.
+        path: the text.
+        device: where to compute, always in fp32.
+        seed: of the sentences, the swaps and the masks.
+
+    Raises:
+        UserError: the text cannot be read, or has too few sentences.
+    """
+
+    def __init__(self, encoder: Encoder, path: str, device: torch.device, seed: int) -> None:
+        self.encoder, self.path, self.device = encoder, path, device
+        random = np.random.default_rng(seed)
+        passages = read_passages(path)
+        found = sentences(passages)
+        if len(found) < FEWEST:
+            raise UserError(f"train.forgetting = {path!r} has {len(found)} sentences, {FEWEST} are needed: name more")
+        chosen = [found[i] for i in np.sort(random.permutation(len(found))[:SENTENCES])]
+        changed, self.swapped = swapped_pairs(chosen, seed)
+        most = min(128, encoder.max_positions or 128)
+        reader = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=most))
+        self.probe = reader.read(changed)
+        self.plain = reader.read(chosen)
+        self.first = self.plain.lengths.cumsum() <= TOKENS
+        self.passages = reader.read([passages[i] for i in np.sort(random.permutation(len(passages))[:PASSAGES])])
+        self.seed = seed
+        self.masked: MaskedLM | None = load_masked_lm(encoder)
+        self.before = self.snapshot()
+
+    def report(self) -> dict[str, Any]:
+        """Measure again and return `compare`'s facts."""
+        return self.compare(self.before, self.snapshot())
+
+    def snapshot(self) -> Snapshot:
+        """Measure the encoder as it is now; its mode and its weights stay."""
+        model = self.encoder.model
+        modes = [(module, module.training) for module in model.modules()]
+        model.to(self.device).eval()
+        try:
+            with torch.inference_mode():
+                rows = np.flatnonzero(self.first)
+                pack = build_pack(self.plain, rows, self.encoder.first_position)
+                states = torch.stack(hidden_states(self.encoder, pack, self.device)).cpu().numpy()
+                return Snapshot(states, self._means(self.probe), self._masked_loss())
+        finally:
+            for module, mode in modes:
+                module.training = mode
+
+    def compare(self, before: Snapshot, after: Snapshot) -> dict[str, Any]:
+        """Return the facts for metrics.json.
+
+        ``layers`` has for embeddings (0) and each layer the mean cosine of a token's states before and after, and
+        linear CKA. ``probe`` has the accuracy of a linear probe fitted on the states before (``before``), the same
+        probe read from the states after (``kept``), and one fitted anew on them (``refitted``).
+        """
+        layers = [
+            {"layer": i, "cosine": mean_cosine(a, b), "cka": linear_cka(a, b)}
+            for i, (a, b) in enumerate(zip(before.states, after.states, strict=True))
+        ]
+        facts: dict[str, Any] = {
+            "text": self.path,
+            "tokens": int(before.states.shape[1]),
+            "layers": layers,
+            "probe": {"task": PROBE, "sentences": len(self.swapped)} | self._probe(before.means, after.means),
+        }
+        if before.masked_loss is not None and after.masked_loss is not None:
+            facts["masked_lm_loss"] = {"before": before.masked_loss, "after": after.masked_loss}
+        return facts
+
+    def _probe(self, before: Floats, after: Floats) -> dict[str, float]:
+        train = np.arange(len(before)) % 3 != 2
+        true = self.swapped
+        old, new = (_fit_probe(x[train], true[train]) for x in (before, after))
+        return {
+            "before": float(old.score(before[~train], true[~train])),
+            "kept": float(old.score(after[~train], true[~train])),
+            "refitted": float(new.score(after[~train], true[~train])),
+        }
+
+    def _means(self, reading: Reading) -> Floats:
+        out: list[tuple[IntArray, Floats]] = []
+        for rows in cut_packs(np.arange(len(reading)), reading.lengths, PACK, len(reading)):
+            pack = build_pack(reading, rows, self.encoder.first_position)
+            last = hidden_states(self.encoder, pack, self.device)[-1].cpu().numpy()
+            sums = np.add.reduceat(last, pack.cu_seqlens[:-1], axis=0)
+            out.append((rows, (sums / reading.lengths[rows][:, None]).astype(np.float32)))
+        order = np.argsort(np.concatenate([rows for rows, _ in out]))
+        return np.concatenate([means for _, means in out])[order]
+
+    def _masked_loss(self) -> float | None:
+        if self.masked is None:
+            return None
+        self.masked.model.eval()
+        random = np.random.default_rng([self.seed, 2])
+        eligible = eligible_tokens(self.encoder)
+        total, count = 0.0, 0
+        for rows in cut_packs(np.arange(len(self.passages)), self.passages.lengths, PACK // 2, len(self.passages)):
+            pack = build_pack(self.passages, rows, self.encoder.first_position)
+            ids, targets = mask_ids(pack.input_ids, eligible, self.masked.mask_id, SHARE, random)
+            total += float(self.masked.loss(self.encoder, replace(pack, input_ids=ids), targets, self.device))
+            count += int((targets >= 0).sum())
+        return total / max(1, count)
+
+
+def mean_cosine(a_TD: Floats, b_TD: Floats) -> float:
+    """Return the mean over tokens of the cosine between a token's two states."""
+    a, b = a_TD.astype(np.float64), b_TD.astype(np.float64)
+    norms = np.linalg.norm(a, axis=1) * np.linalg.norm(b, axis=1)
+    return float(np.mean((a * b).sum(axis=1) / np.maximum(norms, 1e-12)))
+
+
+def linear_cka(a_TD: Floats, b_TD: Floats) -> float:
+    """Return linear CKA of two sets of states of the same tokens: |B'A|^2 / (|A'A| |B'B|), columns centred.
+
+    1 when one is a rotation and scaling of the other (Kornblith et al. 2019, equation 5 and section 3).
+    """
+    a, b = (x.astype(np.float64) - x.mean(axis=0, dtype=np.float64) for x in (a_TD, b_TD))
+    cross, own_a, own_b = (float(np.square(x).sum()) for x in (b.T @ a, a.T @ a, b.T @ b))
+    return cross / max(np.sqrt(own_a * own_b), 1e-30)
+
+
+def _fit_probe(states: Floats, true: IntArray) -> Any:
+    # fixed strength: what is compared is the encoder, not how well the probe was tuned
+    return make_pipeline(StandardScaler(), LogisticRegression(C=0.01, max_iter=2000)).fit(states, true)
