@@ -17,7 +17,7 @@ NOT_ASKED = -100
 
 
 def plain_batches(encoder: Encoder, pack: Pack, device: torch.device) -> Iterator[tuple[dict[str, Any], IntArray]]:
-    """Yield inputs of the encoder's body without any padding, and which tokens of the pack they hold, int64 [n, length].
+    """Yield inputs of the body without any padding, and which tokens of the pack they hold, int64 [n, length].
 
     One batch of one row where the encoder runs packed, otherwise one batch for each length.
     """

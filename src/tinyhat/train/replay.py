@@ -26,7 +26,7 @@ class Replay(Strategy):
     """Add weight x the masked-LM loss of a few passages to every step (rehearsal, Robins 1995; in fine-tuning as the
     auxiliary loss of Chronopoulou et al. 2019 and Sun et al. 2019).
 
-    The masked-LM head is the checkpoint's and stays frozen: what it could read from the body before, it must still read.
+    The masked-LM head is the checkpoint's and stays frozen: what it could read from the body, it must still read.
     Passages and masks depend on (seed, step) alone and are the same on every rank, so that ranks agree.
 
     Args:
