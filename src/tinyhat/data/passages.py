@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -48,34 +49,45 @@ def read_passages(path: str) -> list[str]:
     return passages
 
 
-def sentences(passages: list[str], words: tuple[int, int] = (6, 28)) -> list[str]:
-    """Return the sentences of passages that have between ``words[0]`` and ``words[1]`` words, each once, in order."""
-    found = (part.strip() for passage in passages for part in _END.split(passage))
-    return list(dict.fromkeys(s for s in found if words[0] <= len(s.split()) <= words[1]))
-
-
-def swapped_pairs(texts: list[str], seed: int) -> tuple[list[str], IntArray]:
-    """Swap two neighbouring words in a random half of `texts` (Conneau et al. 2018, task BShift).
+def neighbours(passages: list[str], words: tuple[int, int] = (5, 20)) -> list[tuple[str, str]]:
+    """Return pairs of sentences that follow each other in a passage, no sentence twice, in order.
 
     Args:
-        texts: N sentences of at least four words.
-        seed: of which, and where.
+        passages: from `read_passages`.
+        words: the fewest and most words of a sentence.
+    """
+    found: dict[tuple[str, str], None] = {}
+    used: set[str] = set()
+    for passage in passages:
+        parts = [part.strip() for part in _END.split(passage)]
+        for pair in pairwise(parts):
+            fits = all(words[0] <= len(s.split()) <= words[1] and s not in used for s in pair)
+            if fits and pair[0] != pair[1]:
+                found[pair] = None
+                used.update(pair)
+    return list(found)
+
+
+def parted(pairs: list[tuple[str, str]], seed: int) -> tuple[list[tuple[str, str]], IntArray]:
+    """Exchange the second sentences among a random half of N >= 4 pairs.
+
+    Both classes then hold the same kind of sentences; only whether two belong together tells them apart (next sentence
+    prediction, Devlin et al. 2019, here for a linear probe).
+
+    Args:
+        pairs: sentences that follow each other.
+        seed: of which, and how.
 
     Returns:
-        The N sentences, and 1 for those with swapped words, else 0 (int64 [N]). The words swapped differ.
+        The N pairs, and 1 where the two are neighbours, else 0 (int64 [N]).
     """
-    random = np.random.default_rng(seed)
-    wanted = random.permutation(np.arange(len(texts)) % 2)
-    out, done = [], np.zeros(len(texts), np.int64)
-    for i, text in enumerate(texts):
-        parts = text.split()
-        places = [k for k in range(1, len(parts) - 2) if parts[k].lower() != parts[k + 1].lower()]
-        if wanted[i] and places:
-            k = int(random.choice(places))
-            parts[k], parts[k + 1] = parts[k + 1], parts[k]
-            done[i] = 1
-        out.append(" ".join(parts))
-    return out, done
+    order = np.random.default_rng(seed).permutation(len(pairs))[: len(pairs) // 2]
+    mixed = list(pairs)
+    for here, there in zip(order, np.roll(order, 1), strict=True):
+        mixed[here] = (pairs[here][0], pairs[there][1])
+    together = np.ones(len(pairs), np.int64)
+    together[order] = 0
+    return mixed, together
 
 
 def mask_ids(

@@ -1,4 +1,4 @@
-"""What fine-tuning changed in the encoder, measured on a text. T tokens, N sentences, D width, K layers.
+"""What fine-tuning changed in the encoder, measured on a text. T tokens, N pairs of sentences, D width, K layers.
 
 Three views: how alike every layer's states are before and after (cosine, CKA), what a linear probe can still read from
 them, and, where the checkpoint has its masked-LM head, how well masked words are guessed.
@@ -18,7 +18,7 @@ from sklearn.preprocessing import StandardScaler
 
 from tinyhat.config import ReadingConfig
 from tinyhat.data.packing import build_pack, cut_packs
-from tinyhat.data.passages import mask_ids, read_passages, sentences, swapped_pairs
+from tinyhat.data.passages import mask_ids, neighbours, parted, read_passages
 from tinyhat.data.reading import Reader, Reading
 from tinyhat.encoder.hidden import MaskedLM, hidden_states, load_masked_lm
 from tinyhat.encoder.load import Encoder, backend_tokenizer
@@ -26,12 +26,13 @@ from tinyhat.errors import UserError
 from tinyhat.train.replay import SHARE, eligible_tokens
 from tinyhat.types import IntArray
 
-SENTENCES = 1200  # for the probe; two thirds fit it, one third judges it
-FEWEST = 60
+PAIRS = 500  # for the probe, judged by cross-validation: a tenth of a point is 5 pairs
+FEWEST = 40
+FOLDS = 5
 TOKENS = 4096  # whose states are compared: several times the width, or CKA would be near 1 by itself
 PASSAGES = 160  # for the masked-LM loss, of at most 128 tokens
 PACK = 4096
-PROBE = "two neighbouring words swapped in a sentence, or not"
+PROBE = "do two sentences follow each other in the text, or not"
 
 Floats = npt.NDArray[np.float32]
 
@@ -42,7 +43,7 @@ class Snapshot:
 
     Attributes:
         states: float32 [K + 1, T, D], of the same tokens at every moment, behind embeddings and each layer.
-        means: float32 [N, D], mean state of a sentence behind the last layer.
+        means: float32 [2 N, D], mean state of a sentence behind the last layer, first sentences of N pairs first.
         masked_loss: nats per masked token, or None without a masked-LM head.
     """
 
@@ -58,30 +59,35 @@ class Forgetting:
         encoder: with its pretrained weights; it is trained in place between snapshots.
         path: the text.
         device: where to compute, always in fp32.
-        seed: of the sentences, the swaps and the masks.
+        seed: of the sentences, the pairs and the masks.
+        before: a snapshot taken earlier of the same encoder, text and seed; None takes it now.
 
     Raises:
-        UserError: the text cannot be read, or has too few sentences.
+        UserError: the text cannot be read, or has too few sentences that follow each other.
     """
 
-    def __init__(self, encoder: Encoder, path: str, device: torch.device, seed: int) -> None:
+    def __init__(
+        self, encoder: Encoder, path: str, device: torch.device, seed: int, before: Snapshot | None = None
+    ) -> None:
         self.encoder, self.path, self.device = encoder, path, device
         random = np.random.default_rng(seed)
         passages = read_passages(path)
-        found = sentences(passages)
+        found = neighbours(passages)
         if len(found) < FEWEST:
-            raise UserError(f"train.forgetting = {path!r} has {len(found)} sentences, {FEWEST} are needed: name more")
-        chosen = [found[i] for i in np.sort(random.permutation(len(found))[:SENTENCES])]
-        changed, self.swapped = swapped_pairs(chosen, seed)
+            raise UserError(
+                f"train.forgetting = {path!r} has {len(found)} pairs of neighbouring sentences of 5 to 20 words, "
+                f"{FEWEST} are needed: name a longer text"
+            )
+        chosen = [found[i] for i in np.sort(random.permutation(len(found))[:PAIRS])]
+        pairs, self.together = parted(chosen, seed)
         most = min(128, encoder.max_positions or 128)
         reader = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=most))
-        self.probe = reader.read(changed)
-        self.plain = reader.read(chosen)
-        self.first = self.plain.lengths.cumsum() <= TOKENS
+        self.probe = reader.read([first for first, _ in pairs] + [second for _, second in pairs])
+        self.first = self.probe.lengths.cumsum() <= TOKENS
         self.passages = reader.read([passages[i] for i in np.sort(random.permutation(len(passages))[:PASSAGES])])
         self.seed = seed
         self.masked: MaskedLM | None = load_masked_lm(encoder)
-        self.before = self.snapshot()
+        self.before = before or self.snapshot()
 
     def report(self) -> dict[str, Any]:
         """Measure again and return `compare`'s facts."""
@@ -95,7 +101,7 @@ class Forgetting:
         try:
             with torch.inference_mode():
                 rows = np.flatnonzero(self.first)
-                pack = build_pack(self.plain, rows, self.encoder.first_position)
+                pack = build_pack(self.probe, rows, self.encoder.first_position)
                 states = torch.stack(hidden_states(self.encoder, pack, self.device)).cpu().numpy()
                 return Snapshot(states, self._means(self.probe), self._masked_loss())
         finally:
@@ -117,21 +123,25 @@ class Forgetting:
             "text": self.path,
             "tokens": int(before.states.shape[1]),
             "layers": layers,
-            "probe": {"task": PROBE, "sentences": len(self.swapped)} | self._probe(before.means, after.means),
+            "probe": {"task": PROBE, "pairs": len(self.together)} | self._probe(before.means, after.means),
         }
         if before.masked_loss is not None and after.masked_loss is not None:
             facts["masked_lm_loss"] = {"before": before.masked_loss, "after": after.masked_loss}
         return facts
 
     def _probe(self, before: Floats, after: Floats) -> dict[str, float]:
-        train = np.arange(len(before)) % 3 != 2
-        true = self.swapped
-        old, new = (_fit_probe(x[train], true[train]) for x in (before, after))
-        return {
-            "before": float(old.score(before[~train], true[~train])),
-            "kept": float(old.score(after[~train], true[~train])),
-            "refitted": float(new.score(after[~train], true[~train])),
-        }
+        """Return the cross-validated accuracies of `compare`."""
+        old, new = _pair_features(before), _pair_features(after)
+        fold = np.random.default_rng(self.seed).permutation(len(self.together)) % FOLDS
+        right = np.zeros(3)
+        for k in range(FOLDS):
+            fitted, judged = fold != k, fold == k
+            true = self.together[judged]
+            probe = _fit_probe(old[fitted], self.together[fitted])
+            anew = _fit_probe(new[fitted], self.together[fitted])
+            right += [np.sum(p.predict(x[judged]) == true) for p, x in ((probe, old), (probe, new), (anew, new))]
+        shares = right / len(self.together)
+        return {"before": float(shares[0]), "kept": float(shares[1]), "refitted": float(shares[2])}
 
     def _means(self, reading: Reading) -> Floats:
         out: list[tuple[IntArray, Floats]] = []
@@ -172,7 +182,13 @@ def linear_cka(a_TD: Floats, b_TD: Floats) -> float:
     """
     a, b = (x.astype(np.float64) - x.mean(axis=0, dtype=np.float64) for x in (a_TD, b_TD))
     cross, own_a, own_b = (float(np.square(x).sum()) for x in (b.T @ a, a.T @ a, b.T @ b))
-    return cross / max(np.sqrt(own_a * own_b), 1e-30)
+    return float(cross / max(np.sqrt(own_a * own_b), 1e-30))
+
+
+def _pair_features(means: Floats) -> Floats:
+    """Return what tells two sentences apart, float32 [N, 2 D]: |u - v| and u v (Conneau et al. 2017, section 3.1)."""
+    first, second = np.split(means, 2)
+    return np.concatenate([np.abs(first - second), first * second], axis=1)
 
 
 def _fit_probe(states: Floats, true: IntArray) -> Any:
