@@ -3,7 +3,7 @@ VENV := .venv
 RUN := $(VENV)/bin
 export TOKENIZERS_PARALLELISM ?= true
 
-.PHONY: demo test check bench
+.PHONY: demo test check bench hf-suite
 
 demo: $(VENV)/.ready  ## the main job, offline, in a few minutes
 	$(RUN)/tinyhat demo
@@ -13,6 +13,9 @@ test: $(VENV)/.ready  ## all tests, no network
 
 check: $(VENV)/.ready  ## format, lint, types
 	$(RUN)/ruff format --check . && $(RUN)/ruff check . && $(RUN)/mypy
+
+hf-suite: $(VENV)/.ready  ## transformers' own model tests on LTG-BERT (downloads its source distribution once)
+	$(RUN)/python tests/hf_suite/run.py
 
 bench: $(VENV)/.ready  ## side by side with peers (set SOURCE to a EURLEX57K folder or zip)
 	$(RUN)/python benchmarks/train.py $(if $(SOURCE),--source $(SOURCE))

@@ -22,6 +22,9 @@ LAYERS = {
 ORDER = ["errors", "types", "config", "run", "decision", "data", "tune", "evaluate", "report"]  # within L0 and L1
 HEAVY = {"torch", "transformers", "accelerate", "peft", "datasets"}
 FILES = sorted(SOURCE.rglob("*.py"))
+# a saved LTG-BERT carries these modules into a folder of their own: they import one another by relative imports, and
+# nothing of tinyhat, so that the folder loads where there is no tinyhat
+CARRIED = sorted((SOURCE / "encoder" / "ltg_bert").glob("*_ltg_bert.py"))
 CODE = [*FILES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "experiments").rglob("*.py"))]
 
 
@@ -29,21 +32,25 @@ def room(path: Path) -> str:
     return path.relative_to(SOURCE).parts[0].removesuffix(".py")
 
 
-def imports(tree: ast.AST) -> set[str]:
+def imports(path: Path) -> set[str]:
     found = set()
-    for node in ast.walk(tree):
+    for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Import):
             found |= {alias.name for alias in node.names}
         elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, "imports are absolute"
-            found |= {node.module or ""} | {f"{node.module}.{alias.name}" for alias in node.names}
+            module = node.module or ""
+            if node.level:
+                assert path in CARRIED, "imports are absolute"
+                assert node.level == 1, "carried modules lie side by side"
+                module = ".".join(["tinyhat", *path.relative_to(SOURCE).parent.parts, module])
+            found |= {module} | {f"{module}.{alias.name}" for alias in node.names}
     return found
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(SOURCE)))
 def test_imports_point_down(path: Path):
     here = room(path)
-    for name in imports(ast.parse(path.read_text())):
+    for name in imports(path):
         top, *rest = name.split(".")
         if top == "tinyhat" and rest and rest[0] in LAYERS:
             assert LAYERS[rest[0]] <= LAYERS[here], f"{here} may not import {name}"
@@ -54,11 +61,26 @@ def test_imports_point_down(path: Path):
             assert top not in HEAVY - ({"datasets"} if here == "data" else set()), f"{here} may not import {name}"
 
 
+def test_what_a_saved_model_carries_needs_no_tinyhat():
+    assert len(CARRIED) > 2
+    beside = {f"tinyhat.encoder.ltg_bert.{path.stem}" for path in CARRIED}
+    for path in CARRIED:
+        for name in imports(path):
+            top = name.split(".")[0]
+            assert top in {"torch", "transformers", "huggingface_hub"} or top in sys.stdlib_module_names or any(
+                name.startswith(module) for module in beside
+            ), f"{path.name} imports {name}"  # fmt: skip
+            if top == "tinyhat":
+                assert f"from .{name.split('.')[3]} import" in path.read_text(), (
+                    "by a relative import, or it is not carried"
+                )
+
+
 def test_no_cycles_between_modules():
     graph = {}
     for path in FILES:
         name = ".".join(["tinyhat", *path.relative_to(SOURCE).with_suffix("").parts]).removesuffix(".__init__")
-        graph[name] = {m for m in imports(ast.parse(path.read_text())) if m.startswith("tinyhat.") and m != name}
+        graph[name] = {m for m in imports(path) if m.startswith("tinyhat.") and m != name}
 
     def visit(name: str, trail: tuple[str, ...]) -> None:
         assert name not in trail, " -> ".join((*trail, name))

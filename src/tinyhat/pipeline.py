@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +15,7 @@ from tinyhat.data.dataset import Dataset
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import write_scores
 from tinyhat.run import Run, environment, open_run, read_json, remove, write_json
+from tinyhat.train.ranks import is_first, leave, wait, world_size
 from tinyhat.tune.rule import check_rule, fit_rule
 from tinyhat.types import IntArray, Scores
 
@@ -48,12 +48,13 @@ def train(config: Config, out: str | Path, resume: bool = False, say: Say = prin
 
 def train_dataset(config: Config, dataset: Dataset, out: str | Path, resume: bool = False, say: Say = print) -> Run:
     """As `train`, with the documents at hand."""
-    if int(os.environ.get("WORLD_SIZE", "1")) > 1:
-        # the loop does run on several ranks (tests/train/test_ranks.py); the steps around it write one folder
-        raise UserError("tinyhat train runs in one process for now: start it without torchrun")
     if "dev" not in dataset.splits:
         raise UserError(f"{dataset.name} has no dev split to tune on: add one, or give a single file to be split")
     check_rule(config.tune, dataset.task, len(dataset.labels))
+    if world_size() > 1 and config.encoder.model == "linear":
+        raise UserError("--model linear is fitted in one process: start it without torchrun")
+    if not is_first():
+        return _follow(config, dataset, Run(Path(out)), resume)
     run = open_run(Path(out), config.model_dump(mode="json"), resume)
     try:
         _tell_story(config, dataset, run, resume, say)
@@ -82,11 +83,33 @@ def _tell_story(config: Config, dataset: Dataset, run: Run, resume: bool, say: S
     report_run(run, manifest, metrics, dataset.splits[metrics["split"]])
 
 
+def _follow(config: Config, dataset: Dataset, run: Run, resume: bool) -> Run:
+    """What the other ranks do: train with rank 0, between the same meeting points, and nothing beside it."""
+    from tinyhat.train.classifier import fix_threads, prepare, train_classifier
+
+    wait()
+    fix_threads(run.read_manifest()["threads"], _quiet)
+    prepared = prepare(config, dataset, _quiet)
+    wait()
+    train_classifier(prepared, config, dataset, run, resume, _quiet)
+    leave()
+    return run
+
+
+def _quiet(_: str) -> None:
+    pass
+
+
 def _begin_manifest(config: Config, dataset: Dataset, run: Run, resume: bool) -> dict[str, Any]:
     """Write the manifest that makes the folder a run; on resume, check that the data is the same."""
     before = run.read_manifest() if resume else {}
     if resume and before["data"]["sha256"] != dataset.sha256:
         raise UserError(f"--resume: the documents in {config.data.path} have changed since {run.path} began")
+    if resume and before.get("ranks", 1) != world_size():
+        raise UserError(
+            f"--resume: {run.path} began with {before.get('ranks', 1)} processes: start as many again (there are "
+            f"{world_size()})"
+        )
     manifest: dict[str, Any] = {
         "config": config.model_dump(mode="json"),
         "environment": environment(),
@@ -98,6 +121,7 @@ def _begin_manifest(config: Config, dataset: Dataset, run: Run, resume: bool) ->
             "notes": list(dataset.notes),
             "descriptors": dataset.descriptors,
         },
+        "ranks": world_size(),
         "labels": list(dataset.labels.names),
         "train_counts": dataset.labels.train_counts.tolist(),
     }
@@ -115,9 +139,12 @@ def _fit_encoder(
 
     manifest["threads"] = fix_threads(manifest.get("threads"), say)
     write_json(run.manifest, manifest)
+    wait()
     prepared = prepare(config, dataset, say)
     baseline = _baseline(config, dataset, run, say) if config.evaluate.baseline else None
+    wait()
     trained = train_classifier(prepared, config, dataset, run, resume, say)
+    leave()
     predictor, outcome = trained.predictor, trained.outcome
     facts: dict[str, Any] = {
         "samples_per_second": outcome.documents_per_second,

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from tinyhat.config import Config, EncoderConfig, ReadingConfig
+from tinyhat.config import Config, DataConfig, EncoderConfig, ReadingConfig
+from tinyhat.data.corpora import TEXT_COLUMNS
+from tinyhat.data.read import BadRow
 from tinyhat.decision import Decision, read_decision
 from tinyhat.errors import UserError
+from tinyhat.run import read_json
 from tinyhat.types import Document, FloatArray, Prediction, Predictor
 from tinyhat.verb import make_callable
 
@@ -66,6 +69,27 @@ class Classifier:
         for prediction in self.predictor.predict_logits(iter(documents)):
             yield self.result(prediction, top_k)
 
+    def rows(self, rows: Iterator[Document | BadRow], top_k: int | None = None) -> Iterator[dict[str, Any]]:
+        """Yield one result per row, in order: `results` of the documents, and ``id`` and ``error`` of the bad rows."""
+        waiting: list[tuple[int, BadRow]] = []  # (good documents before it, the row)
+        passed = 0
+
+        def good() -> Iterator[Document]:
+            nonlocal passed
+            for row in rows:
+                if isinstance(row, BadRow):
+                    waiting.append((passed, row))
+                else:
+                    passed += 1
+                    yield row
+
+        for done, result in enumerate(self.results(good(), top_k)):
+            while waiting and waiting[0][0] <= done:
+                yield _error(waiting.pop(0)[1])
+            yield result
+        for _, row in waiting:
+            yield _error(row)
+
     def result(self, prediction: Prediction, top_k: int | None = None) -> dict[str, Any]:
         """Return the result of one document, as `results` describes it."""
         if prediction.logits is None:
@@ -94,6 +118,23 @@ def _documents(texts: Texts) -> list[Document]:
             raise UserError(f"document {i} is a {type(text).__name__}, not a text: give a list of texts")
         documents.append(Document(str(i), first, second))
     return documents
+
+
+def _error(row: BadRow) -> dict[str, Any]:
+    return {"id": row.id, "error": row.error}
+
+
+def text_columns(run: Path, named: Mapping[str, Any]) -> DataConfig:
+    """Return the text columns a run was trained with, so that predict finds the same ones; those `named` win."""
+    given: dict[str, Any] = {}
+    manifest = run / "manifest.json"
+    if manifest.exists():
+        data = read_json(manifest)["config"]["data"]
+        if data["path"] in TEXT_COLUMNS:
+            given = {"text": TEXT_COLUMNS[data["path"]]}
+        else:
+            given = {key: data[key] for key in ("text", "pair") if data[key]}
+    return DataConfig(**(given | {key: value for key, value in named.items() if value}))
 
 
 def load(run: str | Path, plan: str | None = None) -> Classifier:

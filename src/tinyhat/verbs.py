@@ -12,17 +12,18 @@ from typing import Any, TextIO
 import numpy as np
 
 from tinyhat.conclude import SHOWN, decide_run, labels_of, measure, measure_run, report_run, write_rule
-from tinyhat.config import Config, DataConfig, build_config
-from tinyhat.data.corpora import TEXT_COLUMNS
+from tinyhat.config import Config, build_config
 from tinyhat.data.dataset import Split
-from tinyhat.data.read import BadRow, read_dataset, read_documents, read_split
+from tinyhat.data.read import read_dataset, read_documents, read_split
 from tinyhat.decision import read_decision
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import read_scores
-from tinyhat.predict import Classifier, load
+from tinyhat.predict import Classifier, load, text_columns
 from tinyhat.run import LATER, Run, atomic_path, read_json, write_json
+from tinyhat.scale.engine import Engine
+from tinyhat.train.ranks import world_size
 from tinyhat.tune.rule import fit_rule
-from tinyhat.types import Document, Prediction, Scores
+from tinyhat.types import Prediction, Scores
 
 Say = Callable[[str], None]
 TRAINING = (  # what metrics.json knows of training; no verb after it changes them
@@ -187,6 +188,8 @@ def predict(
     plan: str | None = None,
     columns: Mapping[str, Any] | None = None,
     say: Say = _quiet,
+    engine: Engine | None = None,
+    workers: int = 2,
 ) -> int:
     """Predict every document of `source`, one JSON line each, in input order and flat memory.
 
@@ -198,26 +201,43 @@ def predict(
         plan: numeric plan; None is the one the thresholds were tuned in.
         columns: text, pair, id column names where they cannot be detected.
         say: where remarks go.
+        engine: ``ray``: workers on a Ray cluster. Under torchrun the ranks share the documents without it.
+        workers: Ray actors.
 
     Returns:
         The number of bad rows; each has an ``error`` field in the output.
     """
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
+    if engine is not None or world_size() > 1:
+        bad, total = _predict_sharded(Path(run), source, out, engine or "local", workers, top_k, plan, columns)
+        _tell_bad(bad, total, source, say)
+        return bad
     classifier = load(run, plan)
-    given = _columns(Path(run)) | {key: value for key, value in (columns or {}).items() if value}
-    rows = read_documents(source, DataConfig(**given))
+    rows = read_documents(source, text_columns(Path(run), columns or {}))
     bad = total = 0
     with _output(out) as stream:
-        for result in _in_order(classifier, rows, top_k):
+        for result in classifier.rows(rows, top_k):
             bad += "error" in result
             total += 1
             stream.write(json.dumps(result, ensure_ascii=False) + "\n")
+    _tell_bad(bad, total, source, say)
+    return bad
+
+
+def _tell_bad(bad: int, total: int, source: str, say: Say) -> None:
     if bad and bad == total:
         raise UserError(f"none of the {total} rows of {source} could be read: see the 'error' field of any line")
     if bad:
         say(f"{bad} of {total} rows could not be read; their lines have an 'error' field")
-    return bad
+
+
+def _predict_sharded(run: Path, source: str, out: Path | None, *settings: Any) -> tuple[int, int]:
+    from tinyhat.scale.predict import predict_sharded
+
+    if out is None or source == "-":
+        raise UserError("several workers read a file and write one: name INPUT and --out FILE")
+    return predict_sharded(run, source, out, *settings)
 
 
 def demo(out: str | Path = "runs/demo", say: Say = print) -> Run:
@@ -230,32 +250,6 @@ def demo(out: str | Path = "runs/demo", say: Say = print) -> Run:
     from tinyhat.demo import demo as run_demo
 
     return run_demo(Path(out), say)[0]
-
-
-def _in_order(classifier: Classifier, rows: Iterator[Document | BadRow], top_k: int | None) -> Iterator[dict[str, Any]]:
-    """Predict the good rows and put the bad ones back where they were."""
-    waiting: list[tuple[int, BadRow]] = []  # (good documents before it, the row)
-    passed = 0
-
-    def good() -> Iterator[Document]:
-        nonlocal passed
-        for row in rows:
-            if isinstance(row, BadRow):
-                waiting.append((passed, row))
-            else:
-                passed += 1
-                yield row
-
-    for done, result in enumerate(classifier.results(good(), top_k)):
-        while waiting and waiting[0][0] <= done:
-            yield _error(waiting.pop(0)[1])
-        yield result
-    for _, row in waiting:
-        yield _error(row)
-
-
-def _error(row: BadRow) -> dict[str, Any]:
-    return {"id": row.id, "error": row.error}
 
 
 @contextmanager
@@ -303,14 +297,3 @@ def _labelled(config: Config, data: str | Path, split: str, classifier: Classifi
     plain = {"path": str(data), "limit": None, "source": source, "group": None, "weight": None}
     columns = config.data.model_copy(update=plain)
     return read_split(columns, split, classifier.labels, classifier.decision.task)
-
-
-def _columns(run: Path) -> dict[str, Any]:
-    """Return the text columns a run was trained with, so that predict finds the same ones."""
-    manifest = run / "manifest.json"
-    if not manifest.exists():
-        return {}
-    data = read_json(manifest)["config"]["data"]
-    if data["path"] in TEXT_COLUMNS:
-        return {"text": TEXT_COLUMNS[data["path"]]}
-    return {key: data[key] for key in ("text", "pair") if data[key]}

@@ -57,12 +57,16 @@ def start(tmp_path, name, rank=None, port=None):
     return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
 
 
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
 def test_two_ranks_equal_one(tmp_path):
     write_tiny(tmp_path / "data", "multi", train=30, dev=10, test=0)
     save_tiny(tmp_path / "model", "bert")
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     processes = [start(tmp_path, "one"), *(start(tmp_path, "two", rank, port) for rank in range(2))]
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
@@ -70,3 +74,33 @@ def test_two_ranks_equal_one(tmp_path):
     torch.testing.assert_close(two.pop("losses"), one.pop("losses"), rtol=1e-4, atol=0)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-3, msg=name)
+
+
+def command_line(tmp_path, name, *flags, launcher=()):
+    arguments = [
+        "-m", "tinyhat", "train", str(tmp_path / "data"), "--out", str(tmp_path / name), "--max-steps", "6",
+        "--batch-size", "8", "--model", str(tmp_path / "model"), "--max-tokens", "48", "--no-baseline",
+        "--set", "train.plan=fp32", "--set", "train.evaluate_every=3", "--set", "encoder.hidden_dropout=0",
+        "--set", "train.pack_tokens=64", *flags,
+    ]  # fmt: skip
+    environment = os.environ | {"OMP_NUM_THREADS": "1", "TINYHAT_CACHE": str(tmp_path / "cache")}
+    command = [sys.executable, *launcher, *arguments]
+    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+
+
+def test_torchrun_trains_one_run_and_refuses_to_resume_it_alone(tmp_path):
+    write_tiny(tmp_path / "data", "multi", train=30, dev=10, test=6)
+    save_tiny(tmp_path / "model", "bert")
+    torchrun = ("-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port", str(free_port()))
+    for name, launcher in (("one", ()), ("two", torchrun)):
+        done = command_line(tmp_path, name, launcher=launcher)
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.count("micro_f1") == 1, "rank 0 alone reports"
+    one, two = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, value in one.items():
+        torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-3, msg=name)
+    lines = [(tmp_path / name / "log.jsonl").read_text().splitlines() for name in ("one", "two")]
+    assert len(lines[0]) == len(lines[1])
+    alone = command_line(tmp_path, "two", "--resume")
+    assert alone.returncode == 2
+    assert "began with 2 processes" in alone.stderr

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -20,11 +20,13 @@ def command(
     text: o.Text = None,
     pair: o.Pair = None,
     id: o.Id = None,
+    engine: Annotated[Literal["ray"] | None, typer.Option("--engine", help="Share the work on a Ray cluster.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Ray actors.")] = 2,
     strict: Annotated[bool, typer.Option("--strict", help="Exit with 2 when a row is bad.")] = False,
 ) -> None:
     """Predict the labels of every document."""
     from tinyhat.verbs import predict
 
-    bad = predict(run, source, out, top_k, plan, o.columns_of(context), o.say)
+    bad = predict(run, source, out, top_k, plan, o.columns_of(context), o.say, engine, workers)
     if bad and strict:
         raise typer.Exit(2)

@@ -64,7 +64,10 @@ def command(
     from tinyhat.cli.show import metrics_table
     from tinyhat.pipeline import train
     from tinyhat.run import read_json
+    from tinyhat.train.ranks import is_first
 
     run = train(config, out, resume, o.say)
+    if not is_first():
+        return
     metrics_table(read_json(run.metrics))
     o.say(f"report: {run.report}")

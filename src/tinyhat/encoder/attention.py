@@ -109,12 +109,12 @@ def _forward(
     for group in groups(cu_query, cu_key):
         q, k, v = group.queries(query) * scale, group.keys(key), group.keys(value)
         result = torch.empty_like(q)
-        for b, r, c in _blocks(q, k, window):
+        for b, r, c in blocks(q, k, window):
             p = _probabilities(q, k, b, r, c, window)
             torch.bmm(p, v[b, c], out=result[b, r])
             if kept is not None:
                 kept.append(p)
-        group.store(out, result, group.query_begin)
+        group.store_queries(out, result)
     return out
 
 
@@ -137,11 +137,11 @@ def _backward(
     exact = torch.promote_types(query.dtype, torch.float32)  # bf16 sums over many blocks would lose small terms
     for group in groups(cu_query, cu_key):
         q, k, v, g = group.queries(query) * scale, group.keys(key), group.keys(value), group.queries(grad)
-        blocks = list(_blocks(q, k, window))
-        whole = blocks[0][1].stop >= q.shape[1]  # no key gets a share from more than one block
+        cuts = list(blocks(q, k, window))
+        whole = cuts[0][1].stop >= q.shape[1]  # no key gets a share from more than one block
         dq = torch.empty_like(q)
         dk, dv = (torch.empty_like(x) if whole else torch.zeros_like(x, dtype=exact) for x in (k, v))
-        for b, r, c in blocks:
+        for b, r, c in cuts:
             p = _probabilities(q, k, b, r, c, window) if kept is None else next(probabilities)
             dp = torch.bmm(g[b, r], v[b, c].transpose(1, 2))
             ds = torch.ops.aten._softmax_backward_data.out(dp, p, -1, p.dtype, grad_input=dp)
@@ -152,9 +152,9 @@ def _backward(
             else:
                 dk[b, c] += torch.bmm(ds.transpose(1, 2), q[b, r])
                 dv[b, c] += torch.bmm(p.transpose(1, 2), g[b, r])
-        group.store(d_query, dq.mul_(scale), group.query_begin)
-        group.store(d_key, dk, group.key_begin)
-        group.store(d_value, dv, group.key_begin)
+        group.store_queries(d_query, dq.mul_(scale))
+        group.store_keys(d_key, dk)
+        group.store_keys(d_value, dv)
     return d_query, d_key, d_value
 
 
@@ -180,8 +180,15 @@ class Group:
         part = x[begin : begin + self.count * length].view(self.count, length, *x.shape[1:])
         return part.transpose(1, 2).contiguous().view(-1, length, x.shape[2])
 
-    def store(self, x: torch.Tensor, result: torch.Tensor, begin: int) -> None:
-        """Write a batch back into its rows of `x`."""
+    def store_queries(self, x: torch.Tensor, result: torch.Tensor) -> None:
+        """Write [count x H, length, D] back into this group's rows of `x` [Q, H, D]."""
+        self._store(x, result, self.query_begin)
+
+    def store_keys(self, x: torch.Tensor, result: torch.Tensor) -> None:
+        """Write [count x H, length, D] back into this group's rows of `x` [T, H, D]."""
+        self._store(x, result, self.key_begin)
+
+    def _store(self, x: torch.Tensor, result: torch.Tensor, begin: int) -> None:
         length = result.shape[1]
         part = x[begin : begin + self.count * length].view(self.count, length, *x.shape[1:])
         part.copy_(result.view(self.count, -1, length, x.shape[2]).transpose(1, 2))
@@ -201,7 +208,7 @@ def groups(cu_query: torch.Tensor, cu_key: torch.Tensor) -> Iterator[Group]:
         first = last
 
 
-def _blocks(q: torch.Tensor, k: torch.Tensor, window: int) -> Iterator[tuple[slice, slice, slice]]:
+def blocks(q: torch.Tensor, k: torch.Tensor, window: int) -> Iterator[tuple[slice, slice, slice]]:
     """Cut a batch of score matrices into (batch, rows, columns) that are small enough; with a window, skip the rest."""
     rows, columns, size = q.shape[1], k.shape[1], q.element_size()
     budget = BLOCK_BYTES_CUDA if q.is_cuda else BLOCK_BYTES

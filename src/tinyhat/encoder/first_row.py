@@ -15,6 +15,7 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from tinyhat.encoder.interface import attend
+from tinyhat.encoder.ltg_bert.packed import attend_disentangled
 
 
 def install_first_row(model: PreTrainedModel) -> nn.Module | None:
@@ -24,7 +25,8 @@ def install_first_row(model: PreTrainedModel) -> nn.Module | None:
         The layer, to be handed to `remove_first_row`, or None where its structure is not known: it then stays as it is.
     """
     for name, forward, parts in _KNOWN:
-        layers = getattr(getattr(model.base_model, name, None), "layer", None)
+        stack = getattr(model.base_model, name, None)
+        layers = getattr(stack, "layer", getattr(stack, "layers", None))
         if isinstance(layers, nn.ModuleList) and all(_has(layers[-1], part) for part in parts):
             # bound to the layer, not closed over it: a deep copy of the model must not compute with the original
             layers[-1].forward = MethodType(forward, layers[-1])
@@ -56,6 +58,23 @@ def _distilbert_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **k
     context = _attention(own, own.q_lin(first), own.k_lin, own.v_lin, hidden_states, kwargs)
     attended = layer.sa_layer_norm(own.out_lin(context) + first)
     return layer.output_layer_norm(layer.ffn(attended) + attended)
+
+
+def _ltg_bert_forward(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+    """LTG-BERT: [1, T, D] to [1, S, D]; behind the states come the mask, the relative positions and their table."""
+    if not kwargs.get("gather"):
+        return type(layer).forward(layer, hidden_states, *args, **kwargs)
+    own, (_, relative, table) = layer.attention, args
+    cu_seqlens, max_seqlen = kwargs["cu_seqlens"], kwargs["max_seqlen"]
+    first = cu_seqlens[:-1]
+    states = own.pre_layer_norm(hidden_states[0])
+    query, key = own.in_proj_qk(states).unflatten(-1, (2, own.heads, own.head_dim)).unbind(1)
+    value = own.in_proj_v(states).unflatten(-1, (own.heads, own.head_dim))
+    tables = (*own.position_heads(relative), table)
+    cu_first = torch.arange(len(cu_seqlens), dtype=torch.int32, device=cu_seqlens.device)
+    context = attend_disentangled(query[first], key, value, tables, cu_first, cu_seqlens, 1, max_seqlen, own.scaling)
+    attended = hidden_states[:, first] + own.output(context.flatten(1)[None])
+    return attended + layer.mlp(attended)
 
 
 def _attention(
@@ -101,7 +120,12 @@ def _absorbed(
 
 _BERT_PARTS = ("attention.self.query", "attention.output.dense", "attention.output.LayerNorm", "feed_forward_chunk")
 _DISTILBERT_PARTS = ("attention.q_lin", "attention.out_lin", "sa_layer_norm", "ffn", "output_layer_norm")
-_KNOWN = (("encoder", _bert_forward, _BERT_PARTS), ("transformer", _distilbert_forward, _DISTILBERT_PARTS))
+_LTG_BERT_PARTS = ("attention.in_proj_qk", "attention.position_heads", "mlp.up")
+_KNOWN = (
+    ("encoder", _bert_forward, _BERT_PARTS),
+    ("transformer", _distilbert_forward, _DISTILBERT_PARTS),
+    ("transformer", _ltg_bert_forward, _LTG_BERT_PARTS),
+)
 
 
 def _has(module: nn.Module, path: str) -> bool:

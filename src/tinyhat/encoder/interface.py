@@ -16,6 +16,7 @@ from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import sdpa_mask
 
 from tinyhat.encoder.attention import KEEP_BYTES, KeptAttention, attention_bytes, groups, packed_attention
+from tinyhat.encoder.ltg_bert.packed import Relative, attend_disentangled
 
 NAME = "tinyhat"
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
@@ -95,12 +96,14 @@ def _attention_forward(
     cu_seqlens: torch.Tensor | None = None,
     max_seqlen: int = 0,
     sliding_window: int | None = None,
+    relative: Relative | None = None,
     **kwargs: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attention as transformers calls it: query, key, value [B, H, n, D] in, [B, n, H, D] out.
 
     With boundaries B is 1, n is T, and `dropout` is not applied (packed training has none). Without them stock SDPA
-    answers; a batch without mask, whose window its mask would have carried, is a pack of equal lengths.
+    answers; a batch without mask, whose window its mask would have carried, is a pack of equal lengths. LTG-BERT
+    hands over its tables of relative positions with the boundaries; without them they are in the mask.
     """
     batch, _, length, width = query.shape
     window = sliding_window or 0
@@ -111,6 +114,9 @@ def _attention_forward(
         return sdpa_attention_forward(module, query, key, value, attention_mask, dropout, scaling, **kwargs)
     q, k, v = (x.transpose(1, 2).flatten(0, 1) for x in (query, key, value))
     scale = width**-0.5 if scaling is None else scaling
+    if relative is not None:
+        out = attend_disentangled(q, k, v, relative, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale)
+        return out.unflatten(0, (batch, length)), None
     out = attend(q, k, v, cu_seqlens, cu_seqlens, max_seqlen, max_seqlen, scale, window)
     return out.unflatten(0, (batch, length)), None
 

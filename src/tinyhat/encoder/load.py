@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import importlib.util
 import inspect
-import logging
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import transformers
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
@@ -26,8 +25,12 @@ from transformers import (
 )
 
 from tinyhat.config import EncoderConfig
+from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
+from tinyhat.encoder.hub import hub_source
+from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
+from tinyhat.encoder.quiet import quiet
 from tinyhat.errors import UserError, did_you_mean, missing_extra
 from tinyhat.run import file_sha256
 from tinyhat.types import Task
@@ -73,7 +76,7 @@ class Encoder:
 
     def save(self, folder: Path) -> None:
         """Write config.json and model.safetensors into `folder`, as plain transformers would."""
-        with _quiet():
+        with quiet():
             self.model.save_pretrained(folder)
 
 
@@ -106,8 +109,12 @@ def load_encoder(
         tokenizer = AutoTokenizer.from_pretrained(source)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model, notes = _load_model(name, source, stock, config)
+        model, report = _load_model(name, source, stock, config)
         _fresh_head(model)
+    if isinstance(model, ltg_bert.LtgBertPreTrainedModel):
+        notes = check_transfer(f"encoder.model = {name!r}", model, report, fresh_head=True).lines()
+    else:
+        notes = _notes(model, report)
     encoder = _build(name, model, tokenizer, config, notes)
     if encoder.max_positions is not None and max_tokens > encoder.max_positions:
         raise UserError(
@@ -128,8 +135,8 @@ def load_trained(folder: Path, config: EncoderConfig) -> Encoder:
     with _one_sentence(str(folder)):
         stock = AutoConfig.from_pretrained(folder)
         tokenizer = AutoTokenizer.from_pretrained(folder)
-    model, notes = _load_model(str(folder), folder, stock, config)
-    if notes:
+    model, report = _load_model(str(folder), folder, stock, config)
+    if notes := _notes(model, report):
         raise UserError(f"{folder} is not a complete classifier ({notes[0]}): train or copy it again")
     return _build(folder.name, model, tokenizer, config, [])
 
@@ -142,7 +149,7 @@ def load_masked_lm_model(name: str) -> PreTrainedModel | None:
     """
     source = _source(name)
     try:
-        with _quiet():
+        with quiet():
             model, report = AutoModelForMaskedLM.from_pretrained(
                 source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
             )
@@ -208,7 +215,7 @@ def _source(name: str) -> str | Path:
         return path
     if name.startswith((".", "/", "~")) or name.count("/") > 1:
         raise UserError(f"encoder.model = {name!r} does not exist: give a folder, a hub name (owner/name), or minilm")
-    return name
+    return hub_source(name)
 
 
 def _minilm() -> Path:
@@ -229,8 +236,11 @@ def _minilm() -> Path:
 def _one_sentence(name: str) -> Iterator[None]:
     """Turn what transformers and the hub client raise about a model into one sentence, and keep them quiet."""
     try:
-        with _quiet():
+        with quiet():
             yield
+    except StrictDataclassError as error:  # a setting of config.json, named in the last line
+        reason = str(error).strip().splitlines()[-1].strip().removeprefix("TypeError: ")
+        raise UserError(f"encoder.model = {name!r} cannot be loaded: {reason}") from error
     except (OSError, ValueError, ImportError, KeyError, RuntimeError, SafetensorError) as error:
         text = str(error)
         if "connect" in text or "offline" in text:
@@ -246,29 +256,19 @@ def _one_sentence(name: str) -> Iterator[None]:
         raise UserError(f"encoder.model = {name!r} cannot be loaded: {first}") from error
 
 
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' load reports and its progress bars; what matters of them is said by us."""
-    level = transformers.logging.get_verbosity()
-    bars = transformers.logging.is_progress_bar_enabled()
-    transformers.logging.set_verbosity_error()
-    transformers.logging.disable_progress_bar()
-    hub = logging.getLogger("huggingface_hub")  # it tells of every retry
-    hub_level = hub.level
-    hub.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        hub.setLevel(hub_level)
-        transformers.logging.set_verbosity(level)
-        if bars:
-            transformers.logging.enable_progress_bar()
-
-
 def _load_model(
     name: str, source: str | Path, stock: PreTrainedConfig, config: EncoderConfig
-) -> tuple[PreTrainedModel, list[str]]:
-    """Load in fp32 with the dropouts asked for, while the config that will be saved stays as it was."""
+) -> tuple[PreTrainedModel, dict[str, Any]]:
+    """Load in fp32 with the dropouts asked for, while the config that will be saved stays as it was.
+
+    Returns:
+        The model and transformers' report of missing, unused and mismatched weights.
+    """
+    if getattr(stock, "position_bucket_size", 0) and stock.model_type != ltg_bert.LtgBertConfig.model_type:
+        raise UserError(
+            f"encoder.model = {name!r} is a published LTG-BERT that calls itself {stock.model_type!r}: convert it "
+            "first with tinyhat.encoder.ltg_bert.published.convert"
+        )
     kept: dict[str, Any] = {}
     for wanted, names, key in (
         (config.attention_dropout, _ATTENTION_DROPOUT, "attention_dropout"),
@@ -287,7 +287,7 @@ def _load_model(
         )
     for n, value in kept.items():
         setattr(model.config, n, value)
-    return model, _notes(model, report)
+    return model, report
 
 
 def _notes(model: PreTrainedModel, report: dict[str, Any]) -> list[str]:
@@ -316,6 +316,12 @@ def _fresh_head(model: PreTrainedModel) -> None:
 
 def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderConfig, notes: list[str]) -> Encoder:
     _require_fast(name, tokenizer)
+    vocabulary = model.config.get_text_config().vocab_size
+    if len(tokenizer) > vocabulary:
+        raise UserError(
+            f"encoder.model = {name!r}: its tokenizer has {len(tokenizer)} tokens and the model knows {vocabulary}; "
+            "they do not belong together"
+        )
     if tokenizer.pad_token_id is None:
         tokenizer.pad_token = tokenizer.eos_token or tokenizer.unk_token
     if model.config.pad_token_id is None:
@@ -323,6 +329,8 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
     install_fast_dropout(model)
     first_position = _first_position(model)
     positions = getattr(model.config, "max_position_embeddings", None)
+    if isinstance(model, ltg_bert.LtgBertPreTrainedModel):
+        positions = None  # its positions are distances, and those beyond the furthest bucket share it
     max_positions = positions - first_position if positions and positions > 0 else None
     packed, reason = choose_path(name, model, config, first_position, max_positions, set(tokenizer.all_special_ids))
     if config.gradient_checkpointing:

@@ -77,6 +77,7 @@ def install_packing(model: PreTrainedModel, first_position: int, max_positions: 
         if layer is not None:
             remove_first_row(layer)
         model.set_attn_implementation(before)
-    elif layer is not None:
-        install_low_stream(model)  # the layers first_row knows are post-norm: nothing adds up over depth
+    elif layer is not None and hasattr(model.base_model, "embeddings"):
+        # the layers first_row knows are post-norm, nothing adds up over depth; LTG-BERT's stream does and stays fp32
+        install_low_stream(model)
     return fault

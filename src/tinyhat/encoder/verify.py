@@ -30,7 +30,8 @@ def packing_fault(model: PreTrainedModel, first_position: int, max_positions: in
     """
     random = np.random.default_rng(0)
     windows = [int(w) for m in model.modules() if (w := getattr(m, "sliding_window", None))]
-    lengths = [min(n, max_positions or n) for n in (7, max(windows, default=0) + 12, 3, 9, 9)]
+    windows.append(getattr(model.config, "position_bucket_size", 0))  # LTG-BERT: distances that share a bucket
+    lengths = [min(n, max_positions or n) for n in (7, max(windows) + 12, 3, 9, 9)]
     allowed = np.setdiff1d(np.arange(model.config.get_text_config().vocab_size), np.fromiter(avoid, dtype=np.int64))
     sequences = [torch.from_numpy(random.choice(allowed, n))[None] for n in lengths]
     factors = torch.from_numpy(random.standard_normal((len(lengths), model.config.num_labels)).astype(np.float32))

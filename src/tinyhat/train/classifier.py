@@ -26,6 +26,7 @@ from tinyhat.train.forgetting import Forgetting
 from tinyhat.train.loop import Evaluation, Outcome, Trainer
 from tinyhat.train.objective import Classify, Material
 from tinyhat.train.optim import base_rate
+from tinyhat.train.ranks import is_first
 from tinyhat.tune.decided import decide, label_counts, truth
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import FloatArray, Scores, Targets
@@ -112,7 +113,8 @@ def train_classifier(
     outcome = trainer.fit(resume, say)
     if dataset.task == "regression":
         fold_scale(layer, mean, std)
-    save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
+    if is_first():
+        save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
     facts = {
         "name": encoder.name,
         "parameters": _parameters(encoder),
@@ -151,7 +153,7 @@ def build_trainer(
 def _forgetting(prepared: Prepared, config: Config, say: Say) -> Forgetting | None:
     """Measure the encoder before training, where the configuration names a text to measure it on."""
     path = config.train.forgetting
-    if path is None:
+    if path is None or not is_first():
         return None
     say(f"forgetting: the encoder is measured on {path} before and after training")
     return Forgetting(prepared.encoder, path, prepared.device, config.train.seed)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -22,14 +23,15 @@ class StepLog:
     """`log.jsonl`, cut back to a step on resume; optionally mirrored to TensorBoard.
 
     Args:
-        path: the JSON lines file.
+        path: the JSON lines file, or the null device on ranks that do not write.
         step: lines of later steps are dropped, because a resumed run will write them again.
         tensorboard: folder for TensorBoard events, or None.
     """
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= step]
-        write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
+        if path != Path(os.devnull):
+            kept = [line for line in _lines(path) if line["step"] <= step]
+            write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._stream = path.open("a", encoding="utf-8")
         self._writer = _tensorboard(tensorboard, step) if tensorboard else None
 
@@ -74,8 +76,9 @@ def _tensorboard(folder: Path, step: int) -> Any:
 class Bar:
     """A progress bar with documents/s, tokens/s, loss and time left; plain lines where stderr is no terminal."""
 
-    def __init__(self, title: str, total: int, done: int = 0) -> None:
+    def __init__(self, title: str, total: int, done: int = 0, shown: bool = True) -> None:
         self._console = Console(stderr=True)
+        self._shown = shown
         self._title, self._total, self._done = title, total, done
         self._said = time.monotonic()
         self._bar = Progress(
@@ -85,7 +88,7 @@ class Bar:
             TextColumn("{task.fields[facts]}"),
             TimeRemainingColumn(),
             console=self._console,
-            disable=not self._console.is_terminal,
+            disable=not (shown and self._console.is_terminal),
             transient=True,
         )
         self._task = self._bar.add_task(title, total=total, completed=done, facts="")
@@ -101,6 +104,6 @@ class Bar:
         """Note that `count` more are done; `facts` is shown beside the bar."""
         self._done += count
         self._bar.update(self._task, advance=count, facts=facts)
-        if not self._console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
+        if self._shown and not self._console.is_terminal and time.monotonic() - self._said > LINE_SECONDS:
             self._said = time.monotonic()
             print(f"{self._title} {self._done}/{self._total} {facts}".rstrip(), file=sys.stderr, flush=True)

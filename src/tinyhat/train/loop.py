@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+import os
 import resource
 import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -23,6 +25,7 @@ from tinyhat.train.checkpoint import Progress, load_best, load_checkpoint, save_
 from tinyhat.train.log import Bar, StepLog
 from tinyhat.train.objective import Objective
 from tinyhat.train.optim import build_optimizer, rate_factor, set_rate
+from tinyhat.train.ranks import shared, wait
 from tinyhat.train.strategy import Strategy
 from tinyhat.types import Pack
 
@@ -93,10 +96,11 @@ class Trainer:
         """
         self._begin(resume, warn)
         every = self.config.evaluate_every or self._evaluate_every()
-        log = StepLog(self.run.log, self.progress.step, self._tensorboard())
+        first = self.accelerator.is_main_process
+        log = StepLog(self.run.log if first else Path(os.devnull), self.progress.step, self._tensorboard())
         saved = time.monotonic()
         try:
-            with Bar("train", self.steps, self.progress.step) as bar:
+            with Bar("train", self.steps, self.progress.step, first) as bar:
                 while self.progress.step < self.steps and not self.progress.stopped:
                     line = self.train_step()
                     log.write(line)
@@ -177,7 +181,7 @@ class Trainer:
         assert self.evaluate is not None
         for strategy in self.strategies:
             strategy.show()
-        metric, value = self.evaluate()
+        metric, value = shared(self.evaluate() if self.accelerator.is_main_process else None)
         best = self.progress.best_value
         if best is None or value > best:
             self.progress.best_value, self.progress.best_step, self.progress.worse = value, self.progress.step, 0
@@ -197,13 +201,14 @@ class Trainer:
         return planned or time.monotonic() - saved > 60 * self.config.checkpoint_minutes
 
     def _save(self) -> None:
+        # the others do not wait: by the clock only rank 0 knows when, and they meet it again in the next step
         if self.accelerator.is_main_process:
             kept = {f"{i}.{k}": t for i, strategy in enumerate(self.strategies) for k, t in strategy.state().items()}
             save_checkpoint(self.run.checkpoints, self.bare.model, self.optimizer.optimizer, self.progress, kept)
-        self.accelerator.wait_for_everyone()
 
     def _tensorboard(self) -> Any:
-        return self.run.path / "tensorboard" if self.config.tensorboard else None
+        wanted = self.config.tensorboard and self.accelerator.is_main_process
+        return self.run.path / "tensorboard" if wanted else None
 
     def _line(self, loss: float, norm: float, documents: int, tokens: int, seconds: float) -> dict[str, Any]:
         self.progress.step += 1
@@ -226,6 +231,7 @@ class Trainer:
         for strategy in self.strategies:
             strategy.show()
         if self.progress.best_value is not None and self.progress.best_step != self.progress.step:
+            wait()  # until rank 0 has written it
             load_best(self.run.checkpoints, self.bare.model)
         for strategy in self.strategies:
             strategy.finish()

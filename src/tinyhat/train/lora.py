@@ -15,6 +15,7 @@ from tinyhat.encoder.load import Encoder
 from tinyhat.errors import UserError, missing_extra
 from tinyhat.run import atomic_path
 from tinyhat.train.freeze import Freeze
+from tinyhat.train.ranks import is_first
 from tinyhat.train.strategy import Strategy
 
 NAME = "default"  # peft's name of an adapter nobody named
@@ -137,11 +138,15 @@ def linear_names(model: Any) -> list[str]:
 def write_adapter(folder: Path, settings: Any, learned: dict[str, nn.Parameter]) -> None:
     """Write ``adapter_config.json`` and ``adapter_model.safetensors``, as ``PeftModel.from_pretrained`` reads them.
 
+    Of several ranks the first one writes.
+
     Args:
         folder: replaced as a whole.
         settings: a peft config.
         learned: parameters by their name in the model.
     """
+    if not is_first():
+        return
     tensors = {f"base_model.model.{name}": p.detach().cpu().contiguous() for name, p in learned.items()}
     with atomic_path(folder) as temporary:
         temporary.mkdir(parents=True)
