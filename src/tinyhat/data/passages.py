@@ -16,7 +16,7 @@ from tinyhat.types import BoolArray, IntArray
 PASSAGE = 800  # characters: about 200 tokens
 MOST = 8_000_000  # characters that are read of a text
 NOT_ASKED = -100
-_END = re.compile(r"(?<=[.!?])[\"'”’)\]]*\s+(?=[\"'“‘(\[]*[A-Z])")
+_END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))\s+(?=[\"'“‘(\[]*[A-Z])")
 
 
 def read_passages(path: str) -> list[str]:
