@@ -24,8 +24,10 @@ __all__ = [
     "check",
     "demo",
     "evaluate",
+    "find_rate",
     "load",
     "predict",
+    "sweep",
     "train",
     "tune",
 ]
@@ -33,10 +35,11 @@ __all__ = [
 _HOMES = {
     "Classifier": "tinyhat.predict",
     "check": "tinyhat.verbs",
+    "find_rate": "tinyhat.verbs",
     "load": "tinyhat.predict",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "demo")
+_VERBS = ("train", "tune", "evaluate", "predict", "demo", "sweep")
 
 
 def __getattr__(name: str) -> Any:

@@ -123,6 +123,36 @@ def find_rate_config(config: Config, say: Say = _quiet) -> RateCurve:
     return search(config, read_dataset(config.data, config.train.seed), say)
 
 
+def sweep(
+    data: str | Path,
+    out: str | Path,
+    trials: int = 20,
+    over: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | Path | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Search over config paths: ``tinyhat.sweep("laws.csv", "sweeps/laws", 20, ["train.epochs=1..5"])``.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        out: the sweep folder; the best configuration is written there as best.yaml.
+        trials: trainings in the end; a sweep that was stopped goes on.
+        over: axes, as --over takes them.
+        settings: dotted configuration keys and their values, for all trials.
+        recipe: a YAML recipe below the settings.
+        say: where remarks go.
+
+    Raises:
+        UserError: as `tinyhat.sweep.sweep_config`.
+    """
+    from tinyhat.sweep import sweep_config
+
+    return sweep_config(
+        build_config(recipe, {**(settings or {}), "data.path": str(data)}), Path(out), trials, over, say
+    )
+
+
 def tune(
     run: str | Path,
     data: str | Path | None = None,

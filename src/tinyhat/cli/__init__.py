@@ -13,7 +13,7 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, evaluate, predict, train, tune
+from tinyhat.cli import check, demo, evaluate, predict, sweep, train, tune
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,6 +44,7 @@ def _common(
 for verb, command in (
     ("check", check.command),
     ("train", train.command),
+    ("sweep", sweep.command),
     ("tune", tune.command),
     ("evaluate", evaluate.command),
     ("predict", predict.command),
