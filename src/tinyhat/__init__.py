@@ -5,8 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, demo) are functions here. Importing tinyhat
-imports neither torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, demo) are functions here. Importing
+tinyhat imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ __all__ = [
     "find_rate",
     "load",
     "predict",
+    "pretrain",
     "sweep",
     "train",
     "tune",
@@ -39,7 +40,7 @@ _HOMES = {
     "load": "tinyhat.predict",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "demo", "sweep")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo", "sweep")
 
 
 def __getattr__(name: str) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -14,14 +15,15 @@ from transformers import AutoModelForMaskedLM
 
 from tinyhat.config import EncoderConfig, ReadingConfig
 from tinyhat.data.packing import build_pack
-from tinyhat.data.passages import NOT_ASKED, mask_ids, neighbours, parted, read_passages
+from tinyhat.data.passages import neighbours, parted, read_passages
 from tinyhat.data.reading import Reader, Reading
 from tinyhat.encoder.hidden import hidden_states, load_masked_lm
 from tinyhat.encoder.layers import stack_of
 from tinyhat.encoder.load import backend_tokenizer, load_encoder
 from tinyhat.errors import UserError
 from tinyhat.train.forgetting import PROBE, Forgetting, linear_cka, mean_cosine
-from tinyhat.train.replay import Replay, eligible_tokens
+from tinyhat.train.replay import Replay, asked, masked
+from tinyhat.types import NOT_ASKED
 
 WORDS = ["law", "court", "market", "fish", "tax", "trade", "milk", "ship", "union", "state", "rule", "year"]
 CPU = torch.device("cpu")
@@ -106,11 +108,11 @@ def test_the_masked_lm_head_reads_the_classifiers_body(tmp_path, family):
     ids = np.array([5, 6, 7, 8, 9, 10, 11, 12], dtype=np.int64)
     targets = np.where(np.arange(8) % 2, ids, NOT_ASKED)
     reading = Reading(ids.astype(np.int32), np.array([0, 3, 8]), np.zeros(2, np.int64), np.zeros(2, np.int64))
-    pack = build_pack(reading, np.arange(2), encoder.first_position)
+    pack = replace(build_pack(reading, np.arange(2), encoder.first_position), token_targets=targets)
     stock = AutoModelForMaskedLM.from_pretrained(folder, attn_implementation="sdpa").eval()
     head.model.eval()
     with torch.no_grad():
-        found = head.loss(encoder, pack, targets, CPU)
+        found = head.loss(encoder, pack, CPU)
         expected = 0.0
         for begin, end in ((0, 3), (3, 8)):
             logits = stock(input_ids=torch.from_numpy(ids[begin:end])[None]).logits[0]
@@ -120,7 +122,7 @@ def test_the_masked_lm_head_reads_the_classifiers_body(tmp_path, family):
         torch.testing.assert_close(found, torch.as_tensor(expected), rtol=1e-4, atol=1e-4)
         words = encoder.model.get_input_embeddings().weight  # one body, one tied matrix
         words.add_(torch.randn(words.shape, generator=torch.Generator().manual_seed(0)))
-        assert abs(float(head.loss(encoder, pack, targets, CPU)) - float(found)) > 1e-3
+        assert abs(float(head.loss(encoder, pack, CPU)) - float(found)) > 1e-3
     body = {id(p) for p in encoder.model.base_model.parameters()}
     assert all(p.requires_grad == (id(p) in body) for p in head.model.parameters())
 
@@ -155,7 +157,8 @@ def test_replay_adds_the_gradient_of_the_masked_lm_loss(tmp_path, text, family):
     rows = replay._rows(generator)
     pack = build_pack(replay.reading, rows, one.encoder.first_position)
     assert 60 < pack.tokens <= 200
-    ids, targets = mask_ids(pack.input_ids, eligible_tokens(one.encoder), replay.head.mask_id, 0.15, generator)
+    pack = masked(pack, replay.masking, generator)
+    ids, targets = pack.input_ids, pack.token_targets
     stock = AutoModelForMaskedLM.from_pretrained(tmp_path / f"model-{family}", attn_implementation="sdpa").eval()
     total = 0.0
     for begin, end in zip(pack.cu_seqlens[:-1], pack.cu_seqlens[1:], strict=True):
@@ -163,7 +166,7 @@ def test_replay_adds_the_gradient_of_the_masked_lm_loss(tmp_path, text, family):
         total = total + torch.nn.functional.cross_entropy(
             logits, torch.from_numpy(targets[begin:end]), ignore_index=-100, reduction="sum"
         )
-    (0.7 * total / int((targets >= 0).sum())).backward()
+    (0.7 * total / asked(pack)).backward()
     expected = {n: p.grad for n, p in stock.named_parameters() if p.grad is not None}
     body = set(stack_of(model).body)
     compared = 0
@@ -236,21 +239,6 @@ def test_passages_and_pairs(tmp_path):
     assert [a for a, _ in mixed] == [a for a, _ in many]
     assert sorted(b for _, b in mixed) == sorted(b for _, b in many)
     assert all((a[1:] == b[1:]) == bool(t) for (a, b), t in zip(mixed, together, strict=True))
-
-
-def test_masks_are_fifteen_in_a_hundred_and_eighty_ten_ten():
-    rng = np.random.default_rng(0)
-    ids = rng.integers(0, 50, 40_000)
-    eligible = np.arange(50) >= 5
-    masked, targets = mask_ids(ids, eligible, 4, 0.15, np.random.default_rng(1))
-    chosen = targets != NOT_ASKED
-    assert chosen[ids >= 5].mean() == pytest.approx(0.15, abs=0.01)
-    assert not chosen[ids < 5].any()
-    np.testing.assert_array_equal(targets[chosen], ids[chosen])
-    np.testing.assert_array_equal(masked[~chosen], ids[~chosen])
-    assert (masked[chosen] == 4).mean() == pytest.approx(0.8, abs=0.02)
-    assert (masked[chosen] == ids[chosen]).mean() == pytest.approx(0.1 + 0.1 / 45, abs=0.02)
-    assert set(masked[chosen]) <= {4, *range(5, 50)}
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,10 @@ import numpy as np
 from tinyhat.config import DataConfig
 from tinyhat.data.read import BadRow, read_documents
 from tinyhat.errors import UserError
-from tinyhat.types import BoolArray, IntArray
+from tinyhat.types import IntArray
 
 PASSAGE = 800  # characters: about 200 tokens
 MOST = 8_000_000  # characters that are read of a text
-NOT_ASKED = -100
 _END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))\s+(?=[\"'“‘(\[]*[A-Z])")
 
 
@@ -88,25 +87,3 @@ def parted(pairs: list[tuple[str, str]], seed: int) -> tuple[list[tuple[str, str
     together = np.ones(len(pairs), np.int64)
     together[order] = 0
     return mixed, together
-
-
-def mask_ids(
-    input_ids: IntArray, eligible: BoolArray, mask_id: int, share: float, random: np.random.Generator
-) -> tuple[IntArray, IntArray]:
-    """Choose a share of the tokens; 80% of them become [MASK], 10% a random entry, 10% stay (Devlin et al. 2019, 3.1).
-
-    Args:
-        input_ids: int64 [T].
-        eligible: bool [V], entries that may be chosen and put in: all but special ones.
-        mask_id: of [MASK].
-        share: of the tokens.
-        random: all chance comes from it.
-
-    Returns:
-        The masked ids, and the original ids of the chosen tokens with NOT_ASKED elsewhere, int64 [T] both.
-    """
-    chosen = eligible[input_ids] & (random.random(len(input_ids)) < share)
-    fate = random.random(len(input_ids))
-    others = random.choice(np.flatnonzero(eligible), len(input_ids))
-    masked = np.where(chosen & (fate < 0.8), mask_id, np.where(chosen & (fate >= 0.9), others, input_ids))
-    return masked, np.where(chosen, input_ids, NOT_ASKED)

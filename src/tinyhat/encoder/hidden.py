@@ -11,9 +11,7 @@ from torch import nn
 from torch.nn import functional
 
 from tinyhat.encoder.load import Encoder, load_masked_lm_model
-from tinyhat.types import IntArray, Pack
-
-NOT_ASKED = -100
+from tinyhat.types import NOT_ASKED, IntArray, Pack
 
 
 def plain_batches(encoder: Encoder, pack: Pack, device: torch.device) -> Iterator[tuple[dict[str, Any], IntArray]]:
@@ -57,7 +55,7 @@ def hidden_states(encoder: Encoder, pack: Pack, device: torch.device) -> list[to
     return out
 
 
-class MaskedLM:
+class MaskedHead:
     """The masked-LM head of the checkpoint on the body of a classifier: the body is shared, the head stays frozen.
 
     Args:
@@ -68,25 +66,25 @@ class MaskedLM:
     def __init__(self, model: nn.Module, mask_id: int) -> None:
         self.model, self.mask_id = model, mask_id
 
-    def loss(self, encoder: Encoder, pack: Pack, targets: IntArray, device: torch.device) -> torch.Tensor:
-        """Return the cross entropy summed over the masked tokens of `pack`, fp32.
+    def loss(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+        """Return the cross-entropy summed over the tokens of `pack` that are asked for, in nats, fp32.
 
         Args:
             encoder: whose body it is.
-            pack: with masked ``input_ids``.
-            targets: int64 [T], the original ids of masked tokens, -100 elsewhere.
+            pack: masked, with token targets.
             device: where the encoder is.
         """
+        assert pack.token_targets is not None
         total = torch.zeros((), device=device)
         for inputs, where in plain_batches(encoder, pack, device):
             logits = self.model(**inputs).logits.flatten(0, 1)
-            asked = torch.from_numpy(targets[where].reshape(-1)).to(device)
+            asked = torch.from_numpy(pack.token_targets[where].reshape(-1)).to(device)
             kept = asked != NOT_ASKED
             total = total + functional.cross_entropy(logits[kept].float(), asked[kept], reduction="sum")
         return total
 
 
-def load_masked_lm(encoder: Encoder) -> MaskedLM | None:
+def load_masked_lm(encoder: Encoder) -> MaskedHead | None:
     """Load the checkpoint's masked-LM head onto the encoder's body; None where the checkpoint has none.
 
     Args:
@@ -105,4 +103,4 @@ def load_masked_lm(encoder: Encoder) -> MaskedLM | None:
         if id(parameter) not in body:
             parameter.requires_grad_(False)
     model.to(next(encoder.model.parameters()).device)
-    return MaskedLM(model, int(mask_id))
+    return MaskedHead(model, int(mask_id))

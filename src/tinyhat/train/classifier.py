@@ -17,7 +17,7 @@ from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
 from tinyhat.encoder.precision import Plan, choose_plan, pick_device
 from tinyhat.errors import UserError
-from tinyhat.head.imbalance import build_loss
+from tinyhat.head.imbalance import build_loss, sampling
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run, atomic_path
@@ -142,9 +142,9 @@ def build_trainer(
     targets, mean, std = _standardise(split.targets)
     if dataset.task == "multi" and config.head.prior_bias:
         start_at_prior(output_layer(encoder.model, len(dataset.labels)), dataset.labels.train_counts, len(split))
-    objective = Classify(
-        encoder, Material(reading, targets, _mean_one(split.weights)), build_loss(settings, targets)
-    )  # fmt: skip
+    material = Material(reading, targets, _mean_one(split.weights))
+    draw = sampling(targets, settings.balanced_sampling)
+    objective = Classify(encoder, material, build_loss(settings, targets), draw)
     epoch = math.ceil(len(split) / settings.batch_size)
     strategies = build_strategies(settings, encoder, epoch, run.path / "adapter", prepared.plan, prepared.device)
     return Trainer(encoder, objective, settings, prepared.plan, run, evaluate, strategies), mean, std

@@ -6,7 +6,7 @@ them, and, where the checkpoint has its masked-LM head, how well masked words ar
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,12 +18,12 @@ from sklearn.preprocessing import StandardScaler
 
 from tinyhat.config import ReadingConfig
 from tinyhat.data.packing import build_pack, cut_packs
-from tinyhat.data.passages import mask_ids, neighbours, parted, read_passages
+from tinyhat.data.passages import neighbours, parted, read_passages
 from tinyhat.data.reading import Reader, Reading
-from tinyhat.encoder.hidden import MaskedLM, hidden_states, load_masked_lm
+from tinyhat.encoder.hidden import MaskedHead, hidden_states, load_masked_lm
 from tinyhat.encoder.load import Encoder, backend_tokenizer
 from tinyhat.errors import UserError
-from tinyhat.train.replay import SHARE, eligible_tokens
+from tinyhat.train.replay import asked, masked, masking_of
 from tinyhat.types import IntArray
 
 PAIRS = 500  # for the probe, judged by cross-validation: a tenth of a point is 5 pairs
@@ -86,7 +86,7 @@ class Forgetting:
         self.first = self.probe.lengths.cumsum() <= TOKENS
         self.passages = reader.read([passages[i] for i in np.sort(random.permutation(len(passages))[:PASSAGES])])
         self.seed = seed
-        self.masked: MaskedLM | None = load_masked_lm(encoder)
+        self.masked: MaskedHead | None = load_masked_lm(encoder)
         self.before = before or self.snapshot()
 
     def report(self) -> dict[str, Any]:
@@ -158,13 +158,13 @@ class Forgetting:
             return None
         self.masked.model.eval()
         random = np.random.default_rng([self.seed, 2])
-        eligible = eligible_tokens(self.encoder)
+        masking = masking_of(self.encoder, self.masked.mask_id)
         total, count = 0.0, 0
         for rows in cut_packs(np.arange(len(self.passages)), self.passages.lengths, PACK // 2, len(self.passages)):
             pack = build_pack(self.passages, rows, self.encoder.first_position)
-            ids, targets = mask_ids(pack.input_ids, eligible, self.masked.mask_id, SHARE, random)
-            total += float(self.masked.loss(self.encoder, replace(pack, input_ids=ids), targets, self.device))
-            count += int((targets >= 0).sum())
+            pack = masked(pack, masking, random)
+            total += float(self.masked.loss(self.encoder, pack, self.device))
+            count += asked(pack)
         return total / max(1, count)
 
 

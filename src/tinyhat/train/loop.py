@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import LoopConfig
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
 from tinyhat.errors import UserError
@@ -65,7 +65,7 @@ class Trainer:
         self,
         encoder: Encoder,
         objective: Objective,
-        config: TrainConfig,
+        config: LoopConfig,
         plan: Plan,
         run: Run,
         evaluate: Evaluation | None = None,

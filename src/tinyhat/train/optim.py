@@ -8,13 +8,14 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import LoopConfig, PretrainConfig, TrainConfig
 from tinyhat.encoder.layers import stack_of
 from tinyhat.head.output import head_names
+from tinyhat.train.lamb import build_lamb
 from tinyhat.train.schedule import shape
 
 
-def base_rate(config: TrainConfig, width: int) -> float:
+def base_rate(config: LoopConfig, width: int) -> float:
     """Return the body's learning rate: as configured, or 5e-5 x (768 / width)^2, at most 3e-4.
 
     5e-5 is the usual rate of 768-wide encoders (Devlin et al. 2019, appendix A.3). Narrower ones take more: the
@@ -23,7 +24,7 @@ def base_rate(config: TrainConfig, width: int) -> float:
     return config.learning_rate or min(3e-4, 5e-5 * (768 / width) ** 2)
 
 
-def parameter_groups(model: nn.Module, config: TrainConfig, rate: float) -> list[dict[str, object]]:
+def parameter_groups(model: nn.Module, config: LoopConfig, rate: float) -> list[dict[str, object]]:
     """Return AdamW groups of what is not frozen: parameters that share rate and decay, the body's own rate first.
 
     Biases, norms and other vectors are not decayed (Loshchilov & Hutter 2019 decay weights; everyone since leaves
@@ -32,9 +33,10 @@ def parameter_groups(model: nn.Module, config: TrainConfig, rate: float) -> list
     factors = rate_factors(model, config)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     head = set(head_names(model))
+    pulled = isinstance(config, TrainConfig) and config.l2_sp > 0
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not (config.l2_sp and name not in head)
+            decays = parameter.ndim >= 2 and not (pulled and name not in head)
             groups.setdefault((factors[name], decays), []).append(parameter)
     return [
         {"params": parameters, "lr": rate * factor, "weight_decay": config.weight_decay if decays else 0.0}
@@ -42,7 +44,7 @@ def parameter_groups(model: nn.Module, config: TrainConfig, rate: float) -> list
     ]
 
 
-def rate_factors(model: nn.Module, config: TrainConfig) -> dict[str, float]:
+def rate_factors(model: nn.Module, config: LoopConfig) -> dict[str, float]:
     """Return by name what a parameter's rate is as a multiple of the body's.
 
     The head has ``head_rate``. A layer has ``layer_decay`` times the rate of the one above it, the top layer 1, the
@@ -50,19 +52,20 @@ def rate_factors(model: nn.Module, config: TrainConfig) -> dict[str, float]:
     B, 0.8 or 0.9). What LoRA adds, and all that learns under ``update=bias`` in the body, have ``adapter_rate``.
     """
     head = set(head_names(model))
-    names = [name for name, _ in model.named_parameters()]
-    depth = stack_of(model).depth() if config.layer_decay < 1 and isinstance(model, PreTrainedModel) else {}
-    adapters = {name for name in names if config.update == "bias" or "lora_" in name}
-    return {
-        name: config.head_rate
-        if name in head
-        else (config.adapter_rate if name in adapters else 1.0) * config.layer_decay ** depth.get(name, 0)
-        for name in names
-    }
+    factors = {name: config.head_rate if name in head else 1.0 for name, _ in model.named_parameters()}
+    if not isinstance(config, TrainConfig) or not isinstance(model, PreTrainedModel):
+        return factors
+    depth = stack_of(model).depth() if config.layer_decay < 1 else {}
+    for name in set(factors) - head:
+        adapter = config.update == "bias" or "lora_" in name
+        factors[name] = (config.adapter_rate if adapter else 1.0) * config.layer_decay ** depth.get(name, 0)
+    return factors
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, width: int) -> torch.optim.AdamW:
-    """Return AdamW over `parameter_groups`, fused: one pass over memory instead of one per operation."""
+def build_optimizer(model: nn.Module, config: LoopConfig, width: int) -> torch.optim.Optimizer:
+    """Return AdamW over `parameter_groups`, fused: one pass over memory instead of one per operation; or LAMB."""
+    if isinstance(config, PretrainConfig) and config.optimizer == "lamb":
+        return build_lamb(model, config)
     groups = parameter_groups(model, config, base_rate(config, width))
     optimizer = torch.optim.AdamW(groups, fused=True)
     for group in optimizer.param_groups:
@@ -70,13 +73,13 @@ def build_optimizer(model: nn.Module, config: TrainConfig, width: int) -> torch.
     return optimizer
 
 
-def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
+def rate_factor(step: int, steps: int, config: LoopConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`, above 0 and at most 1.
 
     All schedules but ``slanted_triangular`` and ``one_cycle``, which rise in their own way, rise linearly over
-    ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a cosine to 0, constant stays, wsd
-    (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls linearly to 0 over the last ``decay_ratio``; the
-    others are in `schedule`.
+    ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a cosine to 0 (pretraining: to
+    ``final_rate``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls linearly to 0
+    over the last ``decay_ratio``; the others are in `schedule`.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
     found = shape(config.schedule, step, steps, warmup)
@@ -88,7 +91,8 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
+        floor = config.final_rate if isinstance(config, PretrainConfig) else 0.0
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))

@@ -8,15 +8,16 @@ import numpy as np
 import torch
 
 from tinyhat.config import ReadingConfig, TrainConfig
+from tinyhat.data.masking import Masking, mask_tokens
 from tinyhat.data.packing import build_pack
-from tinyhat.data.passages import mask_ids, read_passages
+from tinyhat.data.passages import read_passages
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.hidden import load_masked_lm
 from tinyhat.encoder.load import Encoder, backend_tokenizer
 from tinyhat.encoder.precision import Plan
 from tinyhat.errors import UserError
 from tinyhat.train.strategy import Strategy
-from tinyhat.types import BoolArray, IntArray
+from tinyhat.types import NOT_ASKED, IntArray, Pack
 
 SHARE = 0.15  # of the tokens are masked, as in BERT's pretraining
 TOKENS = 128  # tokens of a replayed sequence at most: pretraining's usual length, and cheap
@@ -51,7 +52,7 @@ class Replay(Strategy):
         most = min(TOKENS, encoder.max_positions or TOKENS)
         reader = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=most))
         self.reading = reader.read_cached(read_passages(config.replay))
-        self.eligible = eligible_tokens(encoder)
+        self.masking = masking_of(encoder, head.mask_id)
 
     def after_backward(self, step: int) -> None:
         """Add the gradient of the replayed passages to what learns in this step."""
@@ -61,13 +62,13 @@ class Replay(Strategy):
             return
         random = np.random.default_rng([self.config.seed, step, 1])
         pack = build_pack(self.reading, self._rows(random), self.encoder.first_position)
-        masked, targets = mask_ids(pack.input_ids, self.eligible, self.head.mask_id, SHARE, random)
+        pack = masked(pack, self.masking, random)
         self.head.model.train()
         devices = [self.device] if self.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices), self.plan.context(self.device):
             torch.manual_seed(int(random.integers(2**62)))  # dropout alike on every rank
-            loss = self.head.loss(self.encoder, replace(pack, input_ids=masked), targets, self.device)
-        share = loss * (self.config.replay_weight / max(1, int((targets >= 0).sum())))
+            loss = self.head.loss(self.encoder, pack, self.device)
+        share = loss * (self.config.replay_weight / max(1, asked(pack)))
         # grad, not backward: under DDP a second backward would find its hooks
         for parameter, gradient in zip(learning, torch.autograd.grad(share, learning, allow_unused=True), strict=True):
             if gradient is not None:
@@ -81,10 +82,21 @@ class Replay(Strategy):
         return np.asarray(drawn[: max(1, int(within.sum()))], dtype=np.int64)
 
 
-def eligible_tokens(encoder: Encoder) -> BoolArray:
-    """Return bool [V]: the entries that may be masked, all but special ones."""
+def masking_of(encoder: Encoder, mask_id: int) -> Masking:
+    """Return BERT's masking: every token but special ones on its own, with a chance of SHARE."""
     size = int(encoder.model.config.get_text_config().vocab_size)
-    found = np.zeros(size, dtype=bool)
-    found[: min(size, len(encoder.tokenizer))] = True
-    found[[i for i in encoder.tokenizer.all_special_ids if i < size]] = False
-    return found
+    eligible = np.zeros(size, dtype=bool)
+    eligible[: min(size, len(encoder.tokenizer))] = True
+    eligible[[i for i in encoder.tokenizer.all_special_ids if i < size]] = False
+    return Masking("subword", SHARE, mask_id, eligible, eligible)
+
+
+def masked(pack: Pack, masking: Masking, random: np.random.Generator) -> Pack:
+    """Return `pack` with some of its tokens masked and asked for."""
+    ids, targets = mask_tokens(pack.input_ids, pack.cu_seqlens, masking, random)
+    return replace(pack, input_ids=ids, token_targets=targets)
+
+
+def asked(pack: Pack) -> int:
+    """Return how many tokens of a masked pack are asked for."""
+    return 0 if pack.token_targets is None else int(np.count_nonzero(pack.token_targets != NOT_ASKED))
