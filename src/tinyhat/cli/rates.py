@@ -18,5 +18,5 @@ def rate_table(curve: Any) -> str:
     for rate, loss in list(zip(curve.rates, curve.losses, strict=True))[::4]:
         bar = "#" * round(WIDTH * (loss - low) / max(high - low, 1e-12))
         lines.append(f"{rate:10.1e}{loss:12.4g}  {bar}".rstrip())
-    lines.append(f"the loss falls fastest at {curve.suggested:.1e} and is lowest at {curve.highest:.1e}")
+    lines.append(f"the loss is lowest at {curve.highest:.1e}; near that rate training is about to break")
     return "\n".join([*lines, f"try --learning-rate {curve.suggested:.1e}"])

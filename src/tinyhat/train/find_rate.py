@@ -29,7 +29,7 @@ class RateCurve:
     Attributes:
         rates: of the body, one a step, rising.
         losses: running mean of the loss, one a step.
-        suggested: the rate where the loss falls fastest.
+        suggested: the rate where the loss falls fastest, at most a tenth of `highest`.
         highest: the rate where the loss was lowest: training near it is about to break.
     """
 
@@ -113,4 +113,5 @@ def read_curve(rates: list[float], losses: list[float]) -> RateCurve:
     slopes = np.gradient(np.asarray(means), np.log(rates))
     begin = min(5, max(lowest - 1, 0))
     steepest = begin + int(np.argmin(slopes[begin : lowest + 1])) if lowest > begin else lowest
-    return RateCurve(rates, means, float(rates[steepest]), float(rates[lowest]))
+    # the mean lags 9 steps behind the loss, a factor of 5: its steepest fall may already be at the brink
+    return RateCurve(rates, means, float(min(rates[steepest], rates[lowest] / 10)), float(rates[lowest]))
