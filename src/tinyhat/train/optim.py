@@ -7,8 +7,9 @@ import math
 import torch
 from torch import nn
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import PretrainConfig, TrainConfig
 from tinyhat.head.output import head_names
+from tinyhat.train.lamb import build_lamb
 
 
 def base_rate(config: TrainConfig, width: int) -> float:
@@ -41,8 +42,10 @@ def parameter_groups(model: nn.Module, config: TrainConfig, rate: float) -> list
     ]
 
 
-def build_optimizer(model: nn.Module, config: TrainConfig, width: int) -> torch.optim.AdamW:
-    """Return AdamW over `parameter_groups`, fused: one pass over memory instead of one per operation."""
+def build_optimizer(model: nn.Module, config: TrainConfig, width: int) -> torch.optim.Optimizer:
+    """Return AdamW over `parameter_groups`, fused: one pass over memory instead of one per operation; or LAMB."""
+    if isinstance(config, PretrainConfig) and config.optimizer == "lamb":
+        return build_lamb(model, config)
     groups = parameter_groups(model, config, base_rate(config, width))
     optimizer = torch.optim.AdamW(groups, fused=True)
     for group in optimizer.param_groups:
@@ -54,8 +57,8 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`.
 
     All schedules rise linearly over ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a
-    cosine to 0, constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls linearly to 0 over
-    the last ``decay_ratio``.
+    cosine to 0 (pretraining: to ``final_rate``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM)
+    stays and falls linearly to 0 over the last ``decay_ratio``.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
     if step < warmup:
@@ -64,7 +67,8 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        return 0.5 * (1.0 + math.cos(math.pi * done))
+        floor = config.final_rate if isinstance(config, PretrainConfig) else 0.0
+        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))
