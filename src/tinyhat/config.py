@@ -121,7 +121,7 @@ class PretrainConfig(TrainConfig):
     warmup_ratio: float = Field(0.016, ge=0, lt=1)
     grad_clip: float = Field(2.0, gt=0)
     optimizer: Literal["adamw", "lamb"] = "lamb"
-    final_rate: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
+    final_ratio: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
 
 
 class TuneConfig(Section):

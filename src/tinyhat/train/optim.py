@@ -57,7 +57,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`.
 
     All schedules rise linearly over ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a
-    cosine to 0 (pretraining: to ``final_rate``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM)
+    cosine to 0 (pretraining: to ``final_ratio``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM)
     stays and falls linearly to 0 over the last ``decay_ratio``.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
@@ -67,7 +67,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        floor = config.final_rate if isinstance(config, PretrainConfig) else 0.0
+        floor = config.final_ratio if isinstance(config, PretrainConfig) else 0.0
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
