@@ -26,7 +26,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # a saved LTG-BERT carries these modules into a folder of their own: they import one another by relative imports, and
 # nothing of tinyhat, so that the folder loads where there is no tinyhat
 CARRIED = sorted((SOURCE / "encoder" / "ltg_bert").glob("*_ltg_bert.py"))
-CODE = [*FILES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "experiments").rglob("*.py"))]
+CODE = [
+    *FILES,
+    *(path for room in ("benchmarks", "examples", "experiments") for path in sorted((ROOT / room).rglob("*.py"))),
+]
 
 
 def room(path: Path) -> str:
