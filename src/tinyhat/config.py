@@ -84,9 +84,12 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    final_ratio: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
     grad_clip: float = Field(1.0, gt=0)
-    plan: str = Field("auto", description="numeric plan; auto: amp_bf16 where the processor has it, else fp32")
+    plan: str = Field(
+        "auto", description="docs/dtypes.md; auto: amp_bf16_fp32_head where the processor has bf16, else fp32"
+    )
     evaluate_every: int | None = Field(None, ge=1, description="steps; None: four times a run, at least each epoch")
     evaluate_documents: int = Field(2000, ge=1, description="dev documents (a seeded sample) measured while training")
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better one")
