@@ -192,7 +192,7 @@ def test_a_plan_of_prediction_trains_with_an_fp32_head():
 
 
 def test_what_a_processor_cannot_run_says_why(corpus, tmp_path):
-    with pytest.raises(UserError, match="tf32 needs a GPU"):
+    with pytest.raises(UserError, match="tf32 is fp32 here: set to 'high'"):
         fit(corpus, tmp_path / "run", "tf32")
 
 

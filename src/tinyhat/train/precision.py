@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -200,7 +201,7 @@ def as_train_plan(plan: Plan) -> TrainPlan:
 def missing_need(plan: TrainPlan, device: torch.device) -> str:
     """Return why `plan` cannot run here as far as that is known without trying, or an empty string.
 
-    Only packages and settings the hardware ignores are looked at; whether an operation exists is found by running it.
+    Packages are looked up and products tried; whether an operation exists is found by running the plan.
     """
     if plan.states == "int8" and importlib.util.find_spec("bitsandbytes") is None:
         return "needs the package bitsandbytes (pip install 'tinyhat[lowbit]')"
@@ -208,11 +209,20 @@ def missing_need(plan: TrainPlan, device: torch.device) -> str:
         return "needs the package torchao, which is not installed"
     if plan.products_recipe and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         return "needs a GPU with fp8 products (compute capability 8.9)"
-    if plan.matmul == "high" and device.type != "cuda":
-        return "needs a GPU: processors have no TF32 products, the numbers would be those of fp32"
-    if plan.matmul == "medium" and device.type != "cpu":
-        return "is TF32 on a GPU (torch 2.13), the same as tf32"
+    if plan.matmul == "medium" and device.type == "cuda":
+        return "is TF32 on a GPU, the same as tf32"
+    if plan.matmul != "highest" and not _rounds_inputs(plan, device):
+        return f"is fp32 here: set to '{plan.matmul}', products on this {device.type} lose no bits of their inputs"
     return ""
+
+
+@lru_cache
+def _rounds_inputs(plan: TrainPlan, device: torch.device) -> bool:
+    """Return whether products of fp32 matrices lose 1 + 2^-12, which needs 12 bits: TF32 has 10, bf16 7."""
+    value = 1 + 2.0**-12
+    a = torch.full((512, 512), value, device=device)
+    with plan.products(device):
+        return abs(float((a @ torch.ones_like(a))[0, 0]) - 512 * value) > 0.06
 
 
 def describe(plan: TrainPlan) -> dict[str, str]:

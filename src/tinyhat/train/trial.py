@@ -112,8 +112,9 @@ def run_grid(
         every: steps between evaluations (the last step is always evaluated).
         say: where remarks go.
     """
-    have = {r["key"] for r in read_runs(folder) if r["status"] != "cannot run"} if only_missing else set()
     for trial in trials:
+        # read anew each time: two processes may share a grid
+        have = {r["key"] for r in read_runs(folder) if r["status"] != "cannot run"} if only_missing else set()
         if trial.plan in ALIASES:
             say(f"{trial.plan} is another name for {ALIASES[trial.plan]}")
         if trial.key in have:
@@ -233,6 +234,7 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
 def _reset_memory() -> None:
     """Start the peak anew: of the GPU's allocator, or of this process where the system lets it (Linux)."""
     gc.collect()
+    torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
