@@ -153,6 +153,7 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
     seconds: list[float] = []
     flops: list[float] = []
     diverged: int | None = None
+    skipped = 0
     while trainer.progress.step < trainer.steps:
         batch = trainer.steps_plan.batch(trainer.progress.step)
         begin = time.perf_counter()
@@ -165,7 +166,11 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
         flops.append(bench.flops(trainer.steps_plan.lengths[batch]))
-        lines.append(line | bench.watch.facts())
+        facts = bench.watch.facts()
+        if line.get("skipped_steps", 0) > skipped:
+            facts.pop("unchanged_share", None)  # nothing was meant to move
+        skipped = line.get("skipped_steps", 0)
+        lines.append(line | facts)
         if rule.diverged(line["loss"]):
             diverged = line["step"]
             break
