@@ -6,7 +6,8 @@ All arms train the same model from the same weights on documents of the same len
 tokenizer and cut at --tokens; without --source the docstrings of pydocs), random token ids, 4,271 labels, AdamW, and
 --documents documents a step. The padded arms take them in random order in batches of --batch, padded to the longest of
 the batch, with the published dropouts (0.1 everywhere); the packed arms have no dropout of attention probabilities.
-The arms take turns; a rate is documents over the median step. `--arms` picks; the flex arm exists on CUDA only.
+The arms take turns; a rate is documents over the median step (wall clock, or CPU time where OMP_NUM_THREADS is 1).
+`--arms` picks; the flex arm exists on CUDA only.
 """
 
 from __future__ import annotations
@@ -72,17 +73,19 @@ def run(options: argparse.Namespace) -> dict:
     lengths = _lengths(options)
     names = options.arms or [n for n, (kind, *_) in ARMS.items() if kind != "flex" or device.type == "cuda"]
     arms = {name: _arm(options, device, lengths, *ARMS[name]) for name in names}
+    # one thread: CPU time, which a busy machine disturbs less
+    clock = time.process_time if device.type == "cpu" and torch.get_num_threads() == 1 else time.perf_counter
     random = np.random.default_rng(0)
     seconds: dict[str, list[float]] = {name: [] for name in names}
     for step in range(options.steps + 1):
         rows = random.permutation(len(lengths))[: options.documents]
         for name, arm in arms.items():
-            begin = time.perf_counter()
+            begin = clock()
             arm(rows)
             if device.type == "cuda":
                 torch.cuda.synchronize()
             if step:
-                seconds[name].append(time.perf_counter() - begin)
+                seconds[name].append(clock() - begin)
     rates = {name: options.documents / statistics.median(s) for name, s in seconds.items()}
     return {
         "size": options.size,

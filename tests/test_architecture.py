@@ -16,6 +16,7 @@ LAYERS = {
     "data": 1, "tune": 1, "evaluate": 1, "report": 1,
     "encoder": 2, "head": 3, "train": 4, "embed": 4,
     "compress": 5, "serve": 5, "scale": 5, "conclude": 5, "verbs": 5, "pipeline": 5, "predict": 5, "demo": 5,
+    "pretrain": 5,
     "estimator": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip
@@ -25,7 +26,10 @@ FILES = sorted(SOURCE.rglob("*.py"))
 # a saved LTG-BERT carries these modules into a folder of their own: they import one another by relative imports, and
 # nothing of tinyhat, so that the folder loads where there is no tinyhat
 CARRIED = sorted((SOURCE / "encoder" / "ltg_bert").glob("*_ltg_bert.py"))
-CODE = [*FILES, *sorted((ROOT / "benchmarks").rglob("*.py")), *sorted((ROOT / "experiments").rglob("*.py"))]
+CODE = [
+    *FILES,
+    *(path for room in ("benchmarks", "examples", "experiments") for path in sorted((ROOT / room).rglob("*.py"))),
+]
 
 
 def room(path: Path) -> str:

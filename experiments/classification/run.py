@@ -104,7 +104,7 @@ def bench(trial: Trial, data: Data, settings: Settings, options: argparse.Namesp
         trainer,
         watch,
         evaluate,
-        lambda lengths: step_flops(encoder.model, lengths),
+        lambda rows: step_flops(encoder.model, data.train[0].lengths[rows]),
         lambda: logits(fixed, exact=False),
     )
 

@@ -78,7 +78,7 @@ def bench(trial: Trial, data: Data, settings: Settings, watch_every: int, scratc
         trainer,
         watch,
         evaluate,
-        lambda lengths: step_flops(encoder.model, lengths, every_token_out=True),
+        lambda rows: step_flops(encoder.model, np.full(len(rows), settings.context), every_token_out=True),
         lambda: _validate(trainer, validation[:FIXED], settings.micro_batch, False)[1],
     )
 

@@ -5,8 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, demo) are functions here. Importing tinyhat
-imports neither torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, demo) are functions here. Importing
+tinyhat imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ __all__ = [
     "evaluate",
     "load",
     "predict",
+    "pretrain",
     "train",
     "tune",
 ]
@@ -36,7 +37,7 @@ _HOMES = {
     "load": "tinyhat.predict",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "demo")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo")
 
 
 def __getattr__(name: str) -> Any:

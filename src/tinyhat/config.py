@@ -84,7 +84,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
-    final_ratio: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
+    final_rate: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
     grad_clip: float = Field(1.0, gt=0)
     plan: str = Field(
@@ -97,6 +97,34 @@ class TrainConfig(Section):
     checkpoint_minutes: float = Field(10.0, gt=0, description="and at least this often")
     seed: int = Field(0, ge=0)
     tensorboard: bool = False
+
+
+class PretrainConfig(TrainConfig):
+    """Masked-LM training from nothing: the loop's keys with other defaults, and what is masked how.
+
+    The published recipe has batches of 32,768 sequences; `batch_size` counts sequences of the first length.
+    """
+
+    size: Literal["xs", "small", "base"] = "small"
+    tokenizer: str = Field("babylm", description="bnc or babylm: trained on the corpus; else a folder that holds one")
+    vocabulary: int = Field(16384, ge=32, description="entries of a trained tokenizer")
+    masking: Literal["span", "subword", "whole_word"] = "span"
+    mask_share: float = Field(0.15, gt=0, lt=1, description="of the tokens")
+    short_share: float = Field(0.1, ge=0, le=1, description="of the sequences, cut to a random length")
+    lengths: tuple[int, ...] = Field((128, 512), min_length=1, description="tokens a sequence, stage by stage")
+    switches: tuple[float, ...] = Field((0.9,), description="share of the steps after which the next stage begins")
+    validation_share: float = Field(0.02, gt=0, lt=1, description="of the text, held out")
+    validation_tokens: int = Field(65536, ge=128, description="at most so many held-out tokens are measured")
+    max_steps: int | None = Field(10_000, ge=0, description="0 writes the model as it is initialised")
+    batch_size: int = Field(256, ge=1, description="sequences of the first length per step; longer ones are fewer")
+    learning_rate: float | None = Field(None, gt=0, description="None: 1e-2 (lamb), 1e-3 (adamw)")
+    head_rate: float = Field(1.0, gt=0)
+    weight_decay: float = Field(0.1, ge=0, description="on matrices other than embeddings")
+    schedule: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
+    warmup_ratio: float = Field(0.016, ge=0, lt=1)
+    grad_clip: float = Field(2.0, gt=0)
+    optimizer: Literal["adamw", "lamb"] = "lamb"
+    final_rate: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
 
 
 class TuneConfig(Section):
@@ -126,6 +154,7 @@ class Config(Section):
     train: TrainConfig = TrainConfig()
     tune: TuneConfig = TuneConfig()
     evaluate: EvaluateConfig = EvaluateConfig()
+    pretrain: PretrainConfig = PretrainConfig()
 
 
 def build_config(

@@ -20,6 +20,9 @@ IntArray = npt.NDArray[np.int64]
 FloatArray = npt.NDArray[np.float32]
 BoolArray = npt.NDArray[np.bool_]
 
+NOT_ASKED = -100
+"""The token target of a place where nothing is to be predicted (the value transformers' losses ignore)."""
+
 
 @dataclass(frozen=True)
 class Document:
@@ -93,6 +96,7 @@ class Pack:
         targets: the targets of those rows, or None.
         token_type_ids: int64 [T] for text pairs, or None.
         weights: float32 [B] document weights, or None for ones.
+        token_targets: int64 [T], the token to predict at each place (masked LM), NOT_ASKED elsewhere; or None.
     """
 
     input_ids: IntArray
@@ -104,6 +108,7 @@ class Pack:
     targets: Targets | None = None
     token_type_ids: IntArray | None = None
     weights: FloatArray | None = None
+    token_targets: IntArray | None = None
 
     @property
     def tokens(self) -> int:

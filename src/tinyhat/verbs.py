@@ -1,4 +1,4 @@
-"""The verbs in Python, the same as on the command line: check, train, tune, evaluate, predict, demo."""
+"""The verbs in Python, the same as on the command line: check, train, tune, evaluate, predict, pretrain, demo."""
 
 from __future__ import annotations
 
@@ -237,6 +237,35 @@ def _predict_sharded(run: Path, source: str, out: Path | None, *settings: Any) -
     if out is None or source == "-":
         raise UserError("several workers read a file and write one: name INPUT and --out FILE")
     return predict_sharded(run, source, out, *settings)
+
+
+def pretrain(
+    corpus: str | Path,
+    out: str | Path,
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | Path | None = None,
+    resume: bool = False,
+    say: Say = print,
+) -> Run:
+    """Train an LTG-BERT from nothing: ``tinyhat.pretrain("novels.txt", "runs/ltg", {"pretrain.size": "xs"})``.
+
+    Args:
+        corpus: file, folder, corpus name or hub name, as on the command line; labels are not needed.
+        out: the run folder, new or empty.
+        settings: dotted configuration keys and their values.
+        recipe: a YAML recipe below the settings.
+        resume: go on with this very run.
+        say: where remarks go.
+
+    Returns:
+        The finished run; ``{"encoder.model": run.path}`` fine-tunes it.
+
+    Raises:
+        UserError: whatever is wrong with the text, the tokenizer, the settings or the folder, in one sentence.
+    """
+    from tinyhat.pretrain import pretrain_config
+
+    return pretrain_config(build_config(recipe, {**(settings or {}), "data.path": str(corpus)}), out, resume, say)
 
 
 def demo(out: str | Path = "runs/demo", say: Say = print) -> Run:

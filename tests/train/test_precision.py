@@ -184,10 +184,10 @@ def test_a_wrong_plan_is_caught_at_every_check():
         replace(plan, master="fp32").check_states(update.optimizer, model, "after the first step")
 
 
-def test_a_plan_of_prediction_trains_with_an_fp32_head():
+def test_a_plan_of_prediction_leaves_the_head_to_its_objective():
     plan = as_train_plan(choose_plan("amp_bf16", CPU))
     assert isinstance(plan, TrainPlan)
-    assert plan.fp32_head
+    assert plan.fp32_head is None
     assert plan.predicts == plan.name == "amp_bf16"
 
 

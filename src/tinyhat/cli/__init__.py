@@ -13,7 +13,7 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, evaluate, experiment, predict, train, tune
+from tinyhat.cli import check, demo, evaluate, experiment, predict, pretrain, train, tune
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -47,6 +47,7 @@ for verb, command in (
     ("tune", tune.command),
     ("evaluate", evaluate.command),
     ("predict", predict.command),
+    ("pretrain", pretrain.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -83,6 +84,26 @@ def documents_per_pack(labels: int) -> int:
 def inference_packs(lengths: IntArray, pack_tokens: int, labels: int) -> list[IntArray]:
     """Return every row of a split exactly once, in packs of similar length."""
     return cut_packs(np.arange(len(lengths)), lengths, pack_tokens, documents_per_pack(labels))
+
+
+class Steps(Protocol):
+    """What the loop asks of a step plan: which documents each step (0-based) reads, and in which packs."""
+
+    def steps(self, epochs: float) -> int:
+        """Return the number of steps that read every document `epochs` times (rounded up)."""
+        ...
+
+    def epoch_of(self, step: int) -> float:
+        """Return how many epochs are done before `step`."""
+        ...
+
+    def batch(self, step: int) -> IntArray:
+        """Return the rows of the effective batch of `step`, int64 [B]."""
+        ...
+
+    def packs(self, step: int, rank: int = 0) -> Iterator[tuple[IntArray, bool]]:
+        """Yield (rows, counts) for every pack of `rank` in `step`, as many for every rank."""
+        ...
 
 
 @dataclass(frozen=True)

@@ -173,7 +173,12 @@ def load_tokenizer(name: str) -> Tokenizer:
 
 def backend_tokenizer(encoder: Encoder) -> Tokenizer:
     """Return the Rust tokenizer behind ``encoder.tokenizer``, a copy without truncation and padding."""
-    return _plain(encoder.tokenizer.backend_tokenizer)
+    return plain_tokenizer(encoder.tokenizer)
+
+
+def plain_tokenizer(tokenizer: PreTrainedTokenizerFast) -> Tokenizer:
+    """Return the Rust tokenizer behind `tokenizer`, a copy without truncation and padding."""
+    return _plain(tokenizer.backend_tokenizer)
 
 
 def _plain(backend: Tokenizer) -> Tokenizer:
@@ -207,6 +212,8 @@ def _source(name: str) -> str | Path:
         return _minilm()
     path = Path(name).expanduser()
     if path.is_dir():
+        if (path / "model" / "config.json").is_file():  # a run: what it made is in there
+            return path / "model"
         if not (path / "config.json").is_file():
             raise UserError(f"encoder.model = {name!r} is a folder without config.json: give a Hugging Face checkpoint")
         return path
@@ -314,9 +321,10 @@ def _fresh_head(model: PreTrainedModel) -> None:
 def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderConfig, notes: list[str]) -> Encoder:
     _require_fast(name, tokenizer)
     vocabulary = model.config.get_text_config().vocab_size
-    if len(tokenizer) > vocabulary:
+    tokens = max(tokenizer.get_vocab().values()) + 1  # ids may have gaps
+    if tokens > vocabulary:
         raise UserError(
-            f"encoder.model = {name!r}: its tokenizer has {len(tokenizer)} tokens and the model knows {vocabulary}; "
+            f"encoder.model = {name!r}: its tokenizer has {tokens} tokens and the model knows {vocabulary}; "
             "they do not belong together"
         )
     if tokenizer.pad_token_id is None:

@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 
 from tinyhat.config import TrainConfig
-from tinyhat.data.packing import StepPlan, build_pack
+from tinyhat.data.packing import StepPlan, Steps, build_pack
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack, to_device
 from tinyhat.encoder.load import Encoder
@@ -25,7 +25,7 @@ PADDED_WINDOW = 16  # batches grouped by length together where sequences are pad
 class Objective(Protocol):
     """What the loop asks of a task. What is random in it depends on (seed, step, row) alone, or resume is not exact."""
 
-    def step_plan(self, config: TrainConfig, world_size: int) -> StepPlan:
+    def step_plan(self, config: TrainConfig, world_size: int) -> Steps:
         """Return which documents each step reads, and in which packs."""
         ...
 

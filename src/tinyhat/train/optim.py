@@ -7,9 +7,11 @@ import math
 import torch
 from torch import nn
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import PretrainConfig, TrainConfig
+from tinyhat.errors import UserError
 from tinyhat.head.output import head_names
 from tinyhat.train.adamw import LowAdamW
+from tinyhat.train.lamb import build_lamb
 from tinyhat.train.precision import FP32, STATE_DTYPES, TrainPlan
 
 
@@ -50,7 +52,7 @@ def build_optimizer(
     plan: TrainPlan = FP32,
     originals: dict[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return the AdamW of `plan` over `parameter_groups`; fused where torch's own will do: one pass over memory.
+    """Return the AdamW of `plan` over `parameter_groups`, fused where torch's own will do; or LAMB, for pretraining.
 
     Args:
         model: stored as the plan says.
@@ -59,6 +61,12 @@ def build_optimizer(
         plan: states, master and rounding.
         originals: fp32 weights that were rounded already, where masters begin.
     """
+    if isinstance(config, PretrainConfig) and config.optimizer == "lamb":
+        if plan.states != "fp32" or plan.body != torch.float32:
+            raise UserError(
+                f"pretrain.optimizer = lamb keeps fp32 weights and states, plan {plan.name} does not: adamw"
+            )
+        return build_lamb(model, config)
     groups = parameter_groups(model, config, base_rate(config, width))
     optimizer: torch.optim.Optimizer
     if plan.states == "int8":
@@ -101,7 +109,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`.
 
     All schedules rise linearly over ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a
-    cosine to ``final_ratio``, constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls
+    cosine to ``final_rate``, constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls
     linearly to 0 over the last ``decay_ratio``.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
@@ -111,7 +119,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return config.final_rate + (1.0 - config.final_rate) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))

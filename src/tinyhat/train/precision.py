@@ -39,7 +39,8 @@ class TrainPlan(Plan):
 
     Attributes:
         predicts: name of the plan its model is tuned and predicts in.
-        fp32_head: autocast is off in the head, whose inputs are cast to fp32 (the loss is fp32 in every plan).
+        fp32_head: true: autocast is off in the head, whose inputs are cast to fp32; false: the head computes as the
+            body; None: as its objective set it. The loss is fp32 in every plan.
         scale: loss scaling: ``dynamic`` (starts at 2^16, doubles after 2,000 steps, halves and skips the step on
             overflow), ``static`` (2^10), or none.
         master: ``fp32``: the update moves an fp32 copy, rounded into the parameters; ``split``: the same with the low
@@ -55,7 +56,7 @@ class TrainPlan(Plan):
     """
 
     predicts: str = "fp32"
-    fp32_head: bool = True
+    fp32_head: bool | None = None
     scale: Literal["none", "dynamic", "static"] = "none"
     master: Master = "none"
     states: States = "fp32"
@@ -112,21 +113,23 @@ class TrainPlan(Plan):
         Raises:
             UserError: they do not; an fp32 head under autocast without switching it off gives bf16.
         """
+        if self.fp32_head is None:
+            return
         wanted = torch.float32 if self.fp32_head else self.compute
         require_equal(self.name, {"the head's output": wanted}, {"the head's output": logits.dtype}, when)
 
 
-FP32 = TrainPlan("fp32", torch.float32, "the default")
+FP32 = TrainPlan("fp32", torch.float32, "the default", fp32_head=True)
 _LOW: dict[str, Any] = {"predicts": "bf16", "fp32_head": False, "states": "bf16"}
 _HALF: dict[str, Any] = {"predicts": "fp16", "fp32_head": False}
 _AMP: dict[str, Any] = {"predicts": "amp_bf16", "fp32_head": False}
 _AMP16: dict[str, Any] = {"predicts": "amp_fp16", "fp32_head": False, "scale": "dynamic"}
 
-# name: what differs from fp32 in everything; storage and products are those of `predicts`
+# name: what differs from a plan of prediction; storage and products are those of `predicts`
 TRAIN_PLANS: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "tf32": {"predicts": "tf32"},
-    "fp32_bf16x1": {"predicts": "fp32_bf16x1"},
+    "fp32": {"fp32_head": True},
+    "tf32": {"predicts": "tf32", "fp32_head": True},
+    "fp32_bf16x1": {"predicts": "fp32_bf16x1", "fp32_head": True},
     "amp_fp16": _AMP16,
     "amp_bf16": _AMP,
     "amp_bf16_fp32_head": _AMP | {"fp32_head": True},
@@ -191,7 +194,7 @@ def choose_train_plan(name: str, device: torch.device) -> TrainPlan:
 
 
 def as_train_plan(plan: Plan) -> TrainPlan:
-    """Return `plan` as a training plan: a plan of prediction trains with an fp32 head, fp32 states and no scaler."""
+    """Return `plan` as a training plan: a plan of prediction trains with fp32 states and no scaler, head untouched."""
     if isinstance(plan, TrainPlan):
         return plan
     own = {f: getattr(plan, f) for f in Plan.__dataclass_fields__}

@@ -41,7 +41,7 @@ class Bench:
         trainer: with `watch` among its strategies.
         watch: what is looked at.
         evaluate: metrics of the model as it is, by name (None for what is no number).
-        flops: of a step, from the lengths of its documents.
+        flops: of a step, from the rows of its documents.
         fixed: fp32 logits of documents that are the same in every run.
     """
 
@@ -165,7 +165,7 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
         if torch.cuda.is_available():
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
-        flops.append(bench.flops(trainer.steps_plan.lengths[batch]))
+        flops.append(bench.flops(batch))
         facts = bench.watch.facts()
         if line.get("skipped_steps", 0) > skipped:
             facts.pop("unchanged_share", None)  # nothing was meant to move

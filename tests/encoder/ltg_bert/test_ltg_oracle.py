@@ -41,6 +41,8 @@ def states(model: torch.nn.Module, way: str) -> list[np.ndarray]:
 @pytest.mark.parametrize("way", WAYS)
 def test_hidden_states(layout: str, way: str) -> None:
     model = ltg_model(relative_qk_layout=layout)
+    if way == "flex_attention" and not model._supports_flex_attn:
+        pytest.skip("before transformers 5.17 its flex function has no position bias")
     oracle = Oracle(model)
     for x, got in zip(ltg_sequences(), states(model, way), strict=True):
         expected = oracle.states(x.numpy())[-1]

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +13,7 @@ from tests.tiny.ltg_bert import LAYOUTS, LENGTHS, ltg_model, ltg_pack, ltg_padde
 from tinyhat.encoder import attention
 from tinyhat.encoder.load import enable_checkpointing
 from tinyhat.encoder.ltg_bert import LtgBertForMaskedLM, packed
-from tinyhat.encoder.ltg_bert.batches import Inputs, PaddedBatch
+from tinyhat.encoder.ltg_bert.batches import Inputs
 from tinyhat.encoder.ltg_bert.flex import attend_flex
 from tinyhat.encoder.ltg_bert.layers_ltg_bert import distance_index, position_bias, position_buckets
 from tinyhat.encoder.path import install_packing
@@ -40,24 +39,19 @@ def assert_same(got: dict[str, torch.Tensor], expected: dict[str, torch.Tensor])
         torch.testing.assert_close(got[name], gradient, atol=1e-5 * largest, rtol=1e-4, msg=name)
 
 
-def padded_batches(x: Inputs) -> Iterator[tuple[PaddedBatch, torch.Tensor]]:
-    batch = PaddedBatch(x.cu_query, x.cu_key, x.query, x.key, x.max_query, x.max_key)
-    yield batch, batch.hidden
-
-
 def choose(way: str, patch: pytest.MonkeyPatch) -> None:
-    """Probabilities kept, computed again, cut into many blocks, or all sequences as one padded batch, as on CUDA."""
+    """Probabilities kept, computed again, cut into many blocks; or as on a GPU, one batch and sums by product."""
     if way != "kept":
         patch.setattr(packed, "KEEP_BYTES", 0)
     if way == "small blocks":
         patch.setattr(attention, "BLOCK_BYTES", 1)
         patch.setattr(attention, "MIN_ROWS", 4)
-    if way == "padded batch":
-        patch.setattr(packed, "_batches", padded_batches)
+    if way == "as on a GPU":
+        patch.setattr(packed, "_on_gpu", lambda _: True)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
-@pytest.mark.parametrize("way", ["kept", "again", "small blocks", "padded batch"])
+@pytest.mark.parametrize("way", ["kept", "again", "small blocks", "as on a GPU"])
 def test_logits_and_all_gradients(layout: str, way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(way, monkeypatch)
     stock = ltg_model(relative_qk_layout=layout)
@@ -68,7 +62,7 @@ def test_logits_and_all_gradients(layout: str, way: str, monkeypatch: pytest.Mon
     assert_same(gradients(model, logits), gradients(stock, expected))
 
 
-@pytest.mark.parametrize("way", ["kept", "padded batch"])
+@pytest.mark.parametrize("way", ["kept", "as on a GPU"])
 def test_word_logits_and_all_gradients(way: str, monkeypatch: pytest.MonkeyPatch) -> None:
     choose(way, monkeypatch)
     stock = ltg_model(LtgBertForMaskedLM)
@@ -191,7 +185,7 @@ def inputs(lengths: list[int], first: bool = False, seed: int = 0, dtype: torch.
 
 
 @pytest.mark.parametrize("first", [False, True])
-@pytest.mark.parametrize("way", ["kept", "again", "small blocks", "padded batch"])
+@pytest.mark.parametrize("way", ["kept", "again", "small blocks", "as on a GPU"])
 def test_the_op_against_autograd(way: str, first: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """Float64, against the padded form's own functions and autograd, sequence by sequence."""
     choose(way, monkeypatch)

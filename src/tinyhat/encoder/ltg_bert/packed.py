@@ -110,14 +110,19 @@ def attend_disentangled(
     """
     asked, asking = (x.to(query.dtype) for x in relative[:2])
     inputs = Inputs(query, key, value, asked, asking, relative[2], cu_query, cu_key, max_query, max_key, scale)
-    if query.is_cuda and CUDA_WAY == "flex" and max_query > 1 and not torch.compiler.is_compiling():
+    if _on_gpu(query) and CUDA_WAY == "flex" and max_query > 1 and not torch.compiler.is_compiling():
         return attend_flex(inputs)
     keeps = query.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()
-    if keeps and query.is_cpu and attention_bytes(query, cu_query, cu_key) <= KEEP_BYTES:
+    if keeps and not _on_gpu(query) and attention_bytes(query, cu_query, cu_key) <= KEEP_BYTES:
         out = KeptDisentangled.apply(*inputs)
         assert isinstance(out, torch.Tensor)
         return out
     return disentangled_attention(*inputs)
+
+
+def _on_gpu(x: torch.Tensor) -> bool:
+    """Whether large batches and matrix products are the fast way, rather than small blocks and sums in place."""
+    return x.is_cuda
 
 
 class _Positions:
@@ -156,10 +161,17 @@ class _Positions:
     def add_gradients(self, ds: torch.Tensor, b: slice, r: slice) -> None:
         """Sum the gradients of a block's scores [g, r, m] by position, for queries and for keys, in fp32.
 
-        Hundreds of keys share the furthest buckets: bf16 sums would lose them.
+        Hundreds of keys share the furthest buckets: bf16 sums would lose them, and on a GPU they would wait for each
+        other. There a product with ones where query and key have a position sums them, in fp32 inside.
         """
-        ds = ds.to(self.d_by_content.dtype)
         index, flat = self.index[r], self.flat[r].reshape(-1)
+        if _on_gpu(ds):
+            ones = ds.new_zeros(*index.shape, self.asked.shape[1]).scatter_(2, index[:, :, None], 1)
+            self.d_by_content[b, r] += torch.bmm(ds.transpose(0, 1), ones).transpose(0, 1)
+            by_key = torch.bmm(ds.permute(2, 0, 1), ones.transpose(0, 1)).transpose(0, 1)
+            self.d_of_content[b] += by_key.flatten(1)
+            return
+        ds = ds.to(self.d_by_content.dtype)
         count = ds.shape[0]
         self.d_by_content[b, r].scatter_add_(2, index.expand(count, *index.shape), ds)
         self.d_of_content[b].scatter_add_(1, flat.expand(count, -1), ds.flatten(1))
@@ -179,7 +191,7 @@ class _Positions:
 
 def _batches(x: Inputs) -> Iterator[tuple[Group | PaddedBatch, torch.Tensor | None]]:
     """Yield batches and which of their keys [G, 1, m] are padding: runs of equal length on CPU, all at once on CUDA."""
-    if x.query.is_cuda:
+    if _on_gpu(x.query):
         batch = PaddedBatch(x.cu_query, x.cu_key, x.query, x.key, x.max_query, x.max_key)
         yield batch, batch.hidden
     else:
@@ -216,7 +228,7 @@ def _backward(grad: torch.Tensor, x: Inputs, kept: list[torch.Tensor] | None) ->
         for b, r, _ in blocks(q, k, 0):
             p = _probabilities(q, k, positions, hidden, b, r) if kept is None else next(probabilities)
             ds = torch.bmm(g[b, r], v[b].transpose(1, 2))
-            torch.ops.aten._softmax_backward_data.out(ds, p, -1, p.dtype, grad_input=ds)
+            ds = _softmax_backward(ds, p)
             torch.bmm(ds, k[b], out=dq[b, r])
             dk[b] += torch.bmm(ds.transpose(1, 2), q[b, r])
             dv[b] += torch.bmm(p.transpose(1, 2), g[b, r])
@@ -237,7 +249,14 @@ def _probabilities(
     positions.add_to(scores, b, r)
     if hidden is not None:
         scores.masked_fill_(hidden[b], float("-inf"))
-    return torch.ops.aten._softmax.out(scores, -1, False, out=scores)
+    return scores.softmax(-1) if _on_gpu(scores) else torch.ops.aten._softmax.out(scores, -1, False, out=scores)
+
+
+def _softmax_backward(grad: torch.Tensor, p: torch.Tensor) -> torch.Tensor:
+    """Return the gradient of scores for that of their probabilities; on CPU in its place, which saves fresh pages."""
+    if _on_gpu(grad):
+        return torch.ops.aten._softmax_backward_data(grad, p, -1, p.dtype)
+    return torch.ops.aten._softmax_backward_data.out(grad, p, -1, p.dtype, grad_input=grad)
 
 
 @disentangled_attention.register_fake
