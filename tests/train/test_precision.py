@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -224,3 +225,11 @@ def test_low_plans_resume_to_the_same_bits(corpus, tmp_path, name):
     again = train_classifier(prepare(config, dataset, lambda _: None), config, dataset, run, True, lambda _: None)
     a, b = (dict(t.predictor.encoder.model.named_parameters()) for t in (whole, again))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_page_has_the_table_as_it_is():
+    page = (Path(__file__).parent.parent.parent / "docs" / "dtypes.md").read_text()
+    for name in TRAIN_PLANS:
+        row = describe(choose_train_plan(name, CPU))
+        cells = [f"`{name}`", *(text for column, text in row.items() if column not in ("plan", "softmax", "compile"))]
+        assert "| " + " | ".join(cells) + " |" in page, name
