@@ -22,7 +22,7 @@ class Settings:
     max_steps: int = 10000
     eval_steps: int = 1000
     learning_rate: float = 6e-4
-    final_rate: float = 0.1
+    final_ratio: float = 0.1
     weight_decay: float = 0.1
     warmup_ratio: float = 0.1
     grad_clip: float = 1.0
@@ -37,7 +37,7 @@ class Settings:
             learning_rate=self.learning_rate,
             head_rate=1.0,
             schedule="cosine",
-            final_rate=self.final_rate,
+            final_ratio=self.final_ratio,
             weight_decay=self.weight_decay,
             warmup_ratio=self.warmup_ratio,
             grad_clip=self.grad_clip,

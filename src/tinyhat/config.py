@@ -84,7 +84,7 @@ class TrainConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
     schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
-    final_rate: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
+    final_ratio: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
     grad_clip: float = Field(1.0, gt=0)
     plan: str = Field(
@@ -124,7 +124,7 @@ class PretrainConfig(TrainConfig):
     warmup_ratio: float = Field(0.016, ge=0, lt=1)
     grad_clip: float = Field(2.0, gt=0)
     optimizer: Literal["adamw", "lamb"] = "lamb"
-    final_rate: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
+    final_ratio: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
 
 
 class TuneConfig(Section):

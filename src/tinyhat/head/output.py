@@ -65,10 +65,12 @@ def low_while_training(model: nn.Module, low: bool) -> None:
 def _fp32_forward(layer: nn.Linear | nn.LayerNorm, hidden_BD: torch.Tensor) -> torch.Tensor:
     if layer.training and getattr(layer, "low_while_training", False):
         return type(layer).forward(layer, hidden_BD)  # type: ignore[arg-type]
-    weight, bias = layer.weight.float(), None if layer.bias is None else layer.bias.float()
+    # a norm may have no weights of its own
+    weight, bias = (None if x is None else x.float() for x in (layer.weight, layer.bias))
     with torch.autocast(hidden_BD.device.type, enabled=False):
         if isinstance(layer, nn.LayerNorm):
             return functional.layer_norm(hidden_BD.float(), layer.normalized_shape, weight, bias, layer.eps)
+        assert weight is not None
         return functional.linear(hidden_BD.float(), weight, bias)
 
 

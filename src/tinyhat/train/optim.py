@@ -109,7 +109,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`.
 
     All schedules rise linearly over ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a
-    cosine to ``final_rate``, constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls
+    cosine to ``final_ratio``, constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls
     linearly to 0 over the last ``decay_ratio``.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
@@ -119,7 +119,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        return config.final_rate + (1.0 - config.final_rate) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return config.final_ratio + (1.0 - config.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))
