@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import time
 from dataclasses import dataclass, replace
@@ -228,6 +229,8 @@ def _row(
 
 
 def _reset(device: torch.device) -> None:
+    gc.collect()  # a model's own functions are bound to it: circles that wait for the collector
+    torch.compiler.reset()  # graphs of another arm's dtypes count towards dynamo's limit
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

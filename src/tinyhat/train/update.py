@@ -89,8 +89,9 @@ class Update:
             compile_layers(model)
         self.optimizer = build_optimizer(model, config, width, plan, originals)
         plan.check_model(model, "after the optimiser was made")
-        low_while_training(model, low=not plan.fp32_head)
-        self._watch_head()
+        if plan.fp32_head is not None:
+            low_while_training(model, low=not plan.fp32_head)
+            self._watch_head()
         self.scale = {
             "none": None,
             "dynamic": LossScale(2.0**16, dynamic=True),
