@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from tinyhat.config import PretrainConfig, TrainConfig
+from tinyhat.errors import UserError
 from tinyhat.head.output import head_names
 from tinyhat.train.adamw import LowAdamW
 from tinyhat.train.lamb import build_lamb
@@ -61,6 +62,10 @@ def build_optimizer(
         originals: fp32 weights that were rounded already, where masters begin.
     """
     if isinstance(config, PretrainConfig) and config.optimizer == "lamb":
+        if plan.body != torch.float32 or plan.states != "fp32":
+            raise UserError(
+                f"pretrain.plan = {plan.name}: LAMB keeps weights and states in fp32; use --optimizer adamw"
+            )
         return build_lamb(model, config)
     groups = parameter_groups(model, config, base_rate(config, width))
     optimizer: torch.optim.Optimizer
@@ -104,13 +109,8 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`.
 
     All schedules rise linearly over ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a
-<<<<<<< HEAD
-    cosine to 0 (pretraining: to ``final_ratio``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM)
-    stays and falls linearly to 0 over the last ``decay_ratio``.
-=======
     cosine to ``final_ratio``, constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls
     linearly to 0 over the last ``decay_ratio``.
->>>>>>> main
     """
     warmup = math.ceil(steps * config.warmup_ratio)
     if step < warmup:
@@ -119,12 +119,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-<<<<<<< HEAD
-        floor = config.final_ratio if isinstance(config, PretrainConfig) else 0.0
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
-=======
         return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
->>>>>>> main
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))
