@@ -86,9 +86,12 @@ class LoopConfig(Section):
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
     schedule: Schedule = "linear"
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    final_ratio: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
     grad_clip: float = Field(1.0, gt=0)
-    plan: str = Field("auto", description="numeric plan; auto: amp_bf16 where the processor has it, else fp32")
+    plan: str = Field(
+        "auto", description="docs/dtypes.md; auto: amp_bf16_fp32_head where the processor has bf16, else fp32"
+    )
     evaluate_every: int | None = Field(None, ge=1, description="steps; None: four times a run, at least each epoch")
     evaluate_documents: int = Field(2000, ge=1, description="dev documents (a seeded sample) measured while training")
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better one")
@@ -157,7 +160,7 @@ class PretrainConfig(LoopConfig):
     warmup_ratio: float = Field(0.016, ge=0, lt=1)
     grad_clip: float = Field(2.0, gt=0)
     optimizer: Literal["adamw", "lamb"] = "lamb"
-    final_rate: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
+    final_ratio: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
 
 
 class TuneConfig(Section):

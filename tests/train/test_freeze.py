@@ -140,6 +140,7 @@ def test_more_layers_than_there_are_is_one_sentence(tmp_path, key):
         ({"update": "head", "replay": "text.txt"}, "train.replay pulls on the body"),
         ({"pos_weight": 3.0}, "pos_weight is for multi labels, and the task is single"),
         ({"loss": "asymmetric"}, "is for multi labels"),
+        ({"plan": "bf16", "l2_sp": 0.1}, "train.l2_sp needs fp32 weights"),
     ],
 )
 def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, said):

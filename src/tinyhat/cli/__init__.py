@@ -13,7 +13,7 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, evaluate, predict, pretrain, sweep, train, tune
+from tinyhat.cli import check, demo, evaluate, experiment, predict, pretrain, sweep, train, tune
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -52,6 +52,9 @@ for verb, command in (
     ("demo", demo.command),
 ):
     app.command(verb)(command)
+
+
+app.add_typer(experiment.app, name="experiment")
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

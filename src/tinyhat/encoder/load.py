@@ -124,6 +124,21 @@ def load_encoder(
     return encoder
 
 
+def wrap_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: EncoderConfig) -> Encoder:
+    """Return an Encoder around a classifier built by hand, packed where that is proven right.
+
+    Args:
+        name: how people call it.
+        model: a ``*ForSequenceClassification`` in fp32.
+        tokenizer: its fast tokenizer.
+        config: dropouts apart (the model has its own), as for `load_encoder`.
+
+    Raises:
+        UserError: no fast tokenizer; packing asked for but not possible.
+    """
+    return _build(name, model, tokenizer, config, [])
+
+
 def load_trained(folder: Path, config: EncoderConfig) -> Encoder:
     """Load a classifier that tinyhat, or transformers, saved with its head.
 

@@ -13,6 +13,7 @@ from tinyhat.errors import UserError
 from tinyhat.train.anchor import L2SP, Average, Mixout, WiseFT
 from tinyhat.train.freeze import Freeze, Gradual, Reinitialise
 from tinyhat.train.lora import BiasOnly, Lora
+from tinyhat.train.precision import TrainPlan
 from tinyhat.train.replay import Replay
 from tinyhat.train.strategy import Strategy
 from tinyhat.types import Task
@@ -60,6 +61,17 @@ def _check_loss(config: TrainConfig, task: Task) -> None:
         )
 
 
+def _check_plan(config: TrainConfig, plan: Plan) -> None:
+    """Refuse plans under which a copy of the weights is not what the optimiser moves, or a gradient has another scale."""
+    keys = [key for key in ("l2_sp", "mixout", "ema", "wise_ft", "replay") if getattr(config, key)]
+    low = isinstance(plan, TrainPlan) and (plan.body != torch.float32 or plan.scale != "none")
+    if keys and low:
+        raise UserError(
+            f"train.{keys[0]} needs fp32 weights and unscaled gradients, which train.plan = {plan.name} does not have: "
+            "take fp32 or amp_bf16"
+        )
+
+
 def build_strategies(
     config: TrainConfig, encoder: Encoder, epoch_steps: int, adapter: Path, plan: Plan, device: torch.device
 ) -> list[Strategy]:
@@ -75,7 +87,11 @@ def build_strategies(
         adapter: folder for an adapter.
         plan: in which replay computes.
         device: where.
+
+    Raises:
+        UserError: the plan stores weights or scales gradients so that a strategy would miss its aim.
     """
+    _check_plan(config, plan)
     found: list[Strategy] = []
     if config.reinit_layers:
         found.append(Reinitialise(config.reinit_layers, config.seed))

@@ -15,7 +15,7 @@ from tinyhat.config import Config, TuneConfig
 from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
-from tinyhat.encoder.precision import Plan, choose_plan, pick_device
+from tinyhat.encoder.precision import pick_device
 from tinyhat.errors import UserError
 from tinyhat.head.imbalance import build_loss, sampling
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
@@ -26,6 +26,7 @@ from tinyhat.train.forgetting import Forgetting
 from tinyhat.train.loop import Evaluation, Outcome, Trainer
 from tinyhat.train.objective import Classify, Material
 from tinyhat.train.optim import base_rate
+from tinyhat.train.precision import TrainPlan, choose_train_plan, describe
 from tinyhat.train.ranks import is_first
 from tinyhat.tune.decided import decide, label_counts, truth
 from tinyhat.tune.rule import fit_rule
@@ -50,7 +51,7 @@ class Prepared:
     """What training needs, loaded and found to fit together before any time is spent."""
 
     encoder: Encoder
-    plan: Plan
+    plan: TrainPlan
     device: torch.device
 
 
@@ -72,7 +73,7 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
     """
     check_strategies(config.train, dataset.task)
     device = pick_device()
-    plan = choose_plan(config.train.plan, device)
+    plan = choose_train_plan(config.train.plan, device)
     names, tokens, seed = dataset.labels.names, config.reading.max_tokens, config.train.seed
     encoder = load_encoder(config.encoder.model, dataset.task, names, config.encoder, tokens, seed)
     if dataset.task == "regression" and output_layer(encoder.model, len(names)).bias is None:
@@ -82,7 +83,7 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
     say(f"encoder: {encoder.name}, {_parameters(encoder) / 1e6:.1f}M parameters, {encoder.reason}")
     for note in encoder.notes:
         say(f"encoder: {note}")
-    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in {describe(plan)['body']}")
     return Prepared(encoder, plan, device)
 
 
@@ -102,7 +103,7 @@ def train_classifier(
     """
     encoder, plan, device = prepared.encoder, prepared.plan, prepared.device
     reader = Reader(backend_tokenizer(encoder), config.reading)
-    predictor = TorchPredictor(encoder, reader, plan, device, config.train.pack_tokens)
+    predictor = TorchPredictor(encoder, reader, plan.at_prediction(device), device, config.train.pack_tokens)
     forgetting = _forgetting(prepared, config, say)
     evaluate = _evaluation(predictor, dataset.splits["dev"], config, watch) if "dev" in dataset.splits else None
     trainer, mean, std = build_trainer(prepared, config, dataset, run, evaluate)
@@ -120,6 +121,7 @@ def train_classifier(
         "parameters": _parameters(encoder),
         "packed": encoder.packed,
         "reason": encoder.reason,
+        "train_plan": describe(plan),
     }
     return Trained(predictor, outcome, facts, forgetting.report() if forgetting else None)
 

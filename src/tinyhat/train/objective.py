@@ -15,7 +15,7 @@ import torch
 from tinyhat.config import LoopConfig
 from tinyhat.data.packing import StepPlan, Steps, build_pack
 from tinyhat.data.reading import Reading
-from tinyhat.encoder.forward import forward_pack
+from tinyhat.encoder.forward import forward_pack, to_device
 from tinyhat.encoder.load import Encoder
 from tinyhat.head.imbalance import DocumentLoss
 from tinyhat.head.losses import document_losses
@@ -108,4 +108,4 @@ class Classify:
         """Return the losses of `self.loss`, times the documents' weights."""
         assert pack.targets is not None
         losses = self.loss(forward_pack(encoder, pack, device), pack.targets)
-        return losses if pack.weights is None else losses * torch.from_numpy(pack.weights).to(losses)
+        return losses if pack.weights is None else losses * to_device(pack.weights, losses.device).to(losses.dtype)

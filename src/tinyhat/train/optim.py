@@ -10,8 +10,11 @@ from transformers import PreTrainedModel
 
 from tinyhat.config import LoopConfig, PretrainConfig, TrainConfig
 from tinyhat.encoder.layers import stack_of
+from tinyhat.errors import UserError
 from tinyhat.head.output import head_names
+from tinyhat.train.adamw import LowAdamW
 from tinyhat.train.lamb import build_lamb
+from tinyhat.train.precision import FP32, STATE_DTYPES, TrainPlan
 from tinyhat.train.schedule import shape
 
 
@@ -62,14 +65,63 @@ def rate_factors(model: nn.Module, config: LoopConfig) -> dict[str, float]:
     return factors
 
 
-def build_optimizer(model: nn.Module, config: LoopConfig, width: int) -> torch.optim.Optimizer:
-    """Return AdamW over `parameter_groups`, fused: one pass over memory instead of one per operation; or LAMB."""
+def build_optimizer(
+    model: nn.Module,
+    config: LoopConfig,
+    width: int,
+    plan: TrainPlan = FP32,
+    originals: dict[torch.Tensor, torch.Tensor] | None = None,
+) -> torch.optim.Optimizer:
+    """Return the AdamW of `plan` over `parameter_groups`, fused where torch's own will do; or LAMB.
+
+    Args:
+        model: stored as the plan says.
+        config: rates, decay, seed.
+        width: of the encoder.
+        plan: states, master and rounding.
+        originals: fp32 weights that were rounded already, where masters begin.
+    """
     if isinstance(config, PretrainConfig) and config.optimizer == "lamb":
+        if plan.body != torch.float32 or plan.states != "fp32":
+            raise UserError(
+                f"pretrain.plan = {plan.name}: LAMB keeps weights and states in fp32; use --optimizer adamw"
+            )
         return build_lamb(model, config)
     groups = parameter_groups(model, config, base_rate(config, width))
-    optimizer = torch.optim.AdamW(groups, fused=True)
+    optimizer: torch.optim.Optimizer
+    if plan.states == "int8":
+        optimizer = _adam_8bit(groups)
+    elif plan.states == "fp8":
+        from torchao.optim import AdamWFp8  # type: ignore[import-not-found,unused-ignore]
+
+        optimizer = AdamWFp8(groups)
+    elif plan.body == torch.float32:
+        optimizer = torch.optim.AdamW(groups, fused=True)
+    elif plan.rounding == "each operation":
+        optimizer = torch.optim.AdamW(groups, foreach=True)
+    elif plan.master == "none" and plan.rounding == "once" and plan.states != "fp32":
+        optimizer = torch.optim.AdamW(groups, fused=True)  # states take the parameters' dtype, registers are fp32
+    else:
+        states = STATE_DTYPES[plan.states][0]
+        optimizer = LowAdamW(groups, states, plan.master, plan.rounding, originals, config.seed)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]
+    return optimizer
+
+
+def _adam_8bit(groups: list[dict[str, object]]) -> torch.optim.Optimizer:
+    """8-bit block-wise AdamW (Dettmers et al. 2022); tensors below 4,096 values keep fp32 states."""
+    import logging
+
+    quiet = logging.getLogger("bitsandbytes")  # without its optional CPU kernels it complains about 4-bit inference
+    level = quiet.level
+    quiet.setLevel(logging.CRITICAL)
+    try:
+        import bitsandbytes
+    finally:
+        quiet.setLevel(level)
+        torch.set_flush_denormal(False)  # its processor library was compiled to flush them, for the whole process
+    optimizer: torch.optim.Optimizer = bitsandbytes.optim.AdamW8bit(groups, betas=(0.9, 0.999), eps=1e-8)
     return optimizer
 
 
@@ -77,9 +129,9 @@ def rate_factor(step: int, steps: int, config: LoopConfig) -> float:
     """Return what the rates are multiplied with in `step` (0-based) of `steps`, above 0 and at most 1.
 
     All schedules but ``slanted_triangular`` and ``one_cycle``, which rise in their own way, rise linearly over
-    ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a cosine to 0 (pretraining: to
-    ``final_rate``), constant stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls linearly to 0
-    over the last ``decay_ratio``; the others are in `schedule`.
+    ``warmup_ratio`` of the steps. linear falls to 0 at the end, cosine along half a cosine to ``final_ratio``, constant
+    stays, wsd (warmup-stable-decay, Hu et al. 2024, MiniCPM) stays and falls linearly to 0 over the last
+    ``decay_ratio``; the others are in `schedule`.
     """
     warmup = math.ceil(steps * config.warmup_ratio)
     found = shape(config.schedule, step, steps, warmup)
@@ -91,8 +143,7 @@ def rate_factor(step: int, steps: int, config: LoopConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        floor = config.final_rate if isinstance(config, PretrainConfig) else 0.0
-        return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))
