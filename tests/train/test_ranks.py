@@ -89,7 +89,7 @@ def test_two_ranks_equal_one(tmp_path, settings):
     outputs = [process.communicate(timeout=200)[0] for process in processes]
     assert [process.returncode for process in processes] == [0, 0, 0], "\n".join(outputs)
     one, two = (load_file(tmp_path / f"{name}.safetensors") for name in ("one", "two"))
-    torch.testing.assert_close(two.pop("losses"), one.pop("losses"), rtol=5e-4 if settings else 1e-4, atol=0)
+    torch.testing.assert_close(two.pop("losses"), one.pop("losses"), rtol=2e-4 if settings else 1e-4, atol=0)
     for name, value in one.items():
         torch.testing.assert_close(two[name], value, rtol=1e-3, atol=2e-3, msg=name)
 

@@ -62,7 +62,7 @@ def _check_loss(config: TrainConfig, task: Task) -> None:
 
 
 def _check_plan(config: TrainConfig, plan: Plan) -> None:
-    """Refuse plans under which a copy of the weights is not what the optimiser moves, or a gradient has another scale."""
+    """Refuse plans under which copies of weights are not what the optimiser moves, or gradients are scaled."""
     keys = [key for key in ("l2_sp", "mixout", "ema", "wise_ft", "replay") if getattr(config, key)]
     low = isinstance(plan, TrainPlan) and (plan.body != torch.float32 or plan.scale != "none")
     if keys and low:
@@ -78,7 +78,7 @@ def build_strategies(
     """Return what the train section asks for, in the order in which the hooks must run.
 
     Layers start anew before anything takes copies of weights; adapters come before averages and mixtures, because they
-    are merged first at the end.
+    are merged first at the end; gradual unfreezing drops gradients after all others have added theirs.
 
     Args:
         config: the train section.
@@ -103,14 +103,14 @@ def build_strategies(
         found.append(BiasOnly(adapter))
     if config.freeze_embeddings and config.update in ("all", "gradual"):
         found.append(Freeze("embeddings"))
-    if config.update == "gradual":
-        found.append(Gradual(config.unfreeze_every or epoch_steps))
     if config.replay:
         found.append(Replay(encoder, config, plan, device))
     if config.l2_sp:
         found.append(L2SP(config.l2_sp))
     if config.mixout:
         found.append(Mixout(config.mixout, config.seed))
+    if config.update == "gradual":
+        found.append(Gradual(config.unfreeze_every or epoch_steps))
     if config.ema is not None:
         found.append(Average(config.ema))
     if config.wise_ft is not None:
