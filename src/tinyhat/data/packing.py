@@ -89,6 +89,11 @@ def inference_packs(lengths: IntArray, pack_tokens: int, labels: int) -> list[In
 class Steps(Protocol):
     """What the loop asks of a step plan: which documents each step (0-based) reads, and in which packs."""
 
+    @property
+    def lengths(self) -> IntArray:
+        """int64 [N], tokens of every document."""
+        ...
+
     def steps(self, epochs: float) -> int:
         """Return the number of steps that read every document `epochs` times (rounded up)."""
         ...

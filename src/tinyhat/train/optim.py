@@ -52,7 +52,7 @@ def build_optimizer(
     plan: TrainPlan = FP32,
     originals: dict[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.optim.Optimizer:
-    """Return the AdamW of `plan` over `parameter_groups`, fused where torch's own will do; or LAMB, for pretraining.
+    """Return the AdamW of `plan` over `parameter_groups`, fused where torch's own will do; or LAMB.
 
     Args:
         model: stored as the plan says.
@@ -62,9 +62,9 @@ def build_optimizer(
         originals: fp32 weights that were rounded already, where masters begin.
     """
     if isinstance(config, PretrainConfig) and config.optimizer == "lamb":
-        if plan.states != "fp32" or plan.body != torch.float32:
+        if plan.body != torch.float32 or plan.states != "fp32":
             raise UserError(
-                f"pretrain.optimizer = lamb keeps fp32 weights and states, plan {plan.name} does not: adamw"
+                f"pretrain.plan = {plan.name}: LAMB keeps weights and states in fp32; use --optimizer adamw"
             )
         return build_lamb(model, config)
     groups = parameter_groups(model, config, base_rate(config, width))
@@ -119,7 +119,7 @@ def rate_factor(step: int, steps: int, config: TrainConfig) -> float:
     if config.schedule == "linear":
         return 1.0 - done
     if config.schedule == "cosine":
-        return config.final_ratio + (1.0 - config.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
+        return config.final_ratio + (1 - config.final_ratio) * 0.5 * (1.0 + math.cos(math.pi * done))
     if config.schedule == "constant":
         return 1.0
     decay = max(1, math.ceil(steps * config.decay_ratio))
