@@ -19,6 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     RobertaConfig,
     RobertaForSequenceClassification,
     Trainer,
@@ -195,6 +196,7 @@ def hf_trainer(job: Job, device: torch.device, folder: Path) -> dict[str, Any]:
         data_collator=DataCollatorWithPadding(made.tokenizer),
         callbacks=[timed],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # stdout is the table's
     trainer.targets, trainer.lengths, trainer.seen = job.targets, reading.lengths, []
     _reset(device)
     trainer.train()
