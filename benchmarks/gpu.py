@@ -98,8 +98,6 @@ def _measure(options: argparse.Namespace, job: Job, device: torch.device, begin:
             row |= {"arm": arm, "arm_seconds": round(time.perf_counter() - started, 1)}
             rows.append(row)
             print(json.dumps(row), file=sys.stderr, flush=True)
-            if device.type == "cuda":
-                torch.cuda.empty_cache()
     return rows
 
 

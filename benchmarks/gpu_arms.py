@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import os
 import time
 from dataclasses import dataclass, replace
@@ -18,6 +19,7 @@ from tokenizers.models import WordLevel
 from transformers import (
     DataCollatorWithPadding,
     PreTrainedTokenizerFast,
+    PrinterCallback,
     RobertaConfig,
     RobertaForSequenceClassification,
     Trainer,
@@ -194,6 +196,7 @@ def hf_trainer(job: Job, device: torch.device, folder: Path) -> dict[str, Any]:
         data_collator=DataCollatorWithPadding(made.tokenizer),
         callbacks=[timed],
     )  # fmt: skip
+    trainer.remove_callback(PrinterCallback)  # stdout is the table's
     trainer.targets, trainer.lengths, trainer.seen = job.targets, reading.lengths, []
     _reset(device)
     trainer.train()
@@ -228,6 +231,8 @@ def _row(
 
 
 def _reset(device: torch.device) -> None:
+    gc.collect()  # a model's own functions are bound to it: circles that wait for the collector
+    torch.compiler.reset()  # graphs of another arm's dtypes count towards dynamo's limit
     if device.type == "cuda":
         torch.cuda.synchronize()
         torch.cuda.empty_cache()

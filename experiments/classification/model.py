@@ -81,12 +81,7 @@ def _base(name: str, labels: tuple[str, ...], max_tokens: int, layout: str) -> E
     config = EncoderConfig(model=name, path="auto" if layout == "packed" else "padded", attention_dropout=0.0)
     if name == RANDOM:
         return _random(labels, config)
-    try:
-        return load_encoder(name, "multi", labels, config, max_tokens, 0)
-    except UserError as error:
-        if "cannot be reached" in str(error):
-            raise UserError(f"{error}; or --model {RANDOM} (the same shape, random weights)") from None
-        raise
+    return load_encoder(name, "multi", labels, config, max_tokens, 0)
 
 
 def _random(labels: tuple[str, ...], config: EncoderConfig) -> Encoder:

@@ -69,7 +69,8 @@ def main() -> None:
                 lambda sentence: print(sentence, file=sys.stderr, flush=True),
             )
     except UserError as error:
-        print(f"experiments/classification/run.py: {error}", file=sys.stderr)
+        other = f"; or --model {RANDOM}: the same shape, random weights" if "cannot be reached" in str(error) else ""
+        print(f"experiments/classification/run.py: {error}{other}", file=sys.stderr)
         sys.exit(2)
 
 

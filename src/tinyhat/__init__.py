@@ -26,11 +26,13 @@ __all__ = [
     "embed",
     "evaluate",
     "export",
+    "find_rate",
     "layers",
     "load",
     "predict",
     "pretrain",
     "search",
+    "sweep",
     "train",
     "tune",
 ]
@@ -39,12 +41,13 @@ _HOMES = {
     "Classifier": "tinyhat.predict",
     "check": "tinyhat.verbs",
     "export": "tinyhat.compress.export",
+    "find_rate": "tinyhat.verbs",
     "layers": "tinyhat.embed.layers",
     "load": "tinyhat.models",
     "search": "tinyhat.embed.search",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo", "sweep")
 
 
 def __getattr__(name: str) -> Any:

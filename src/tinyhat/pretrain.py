@@ -195,7 +195,7 @@ def _train(config: PretrainConfig, encoder: Encoder, material: _Material, run: R
     device = pick_device()
     # without an fp32 head, which fine-tuning has: this one is as large as the vocabulary
     plan = choose_train_plan(choose_plan("auto", device).name if config.plan == "auto" else config.plan, device)
-    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    say(f"plan: {plan.name} on {device.type} ({plan.reason})")
 
     def evaluate() -> tuple[str, float]:
         loss = material.validation.loss(encoder, plan, device)

@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -25,9 +25,13 @@ from tinyhat.train.ranks import world_size
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import Prediction, Scores
 
+if TYPE_CHECKING:
+    from tinyhat.train.find_rate import RateCurve
+
 Say = Callable[[str], None]
 TRAINING = (  # what metrics.json knows of training; no verb after it changes them
     "samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step", "stopped_early",
+    "forgetting",
 )  # fmt: skip
 
 
@@ -91,6 +95,62 @@ def train(
     from tinyhat.pipeline import train as train_config
 
     return train_config(build_config(recipe, {**(settings or {}), "data.path": str(data)}), out, resume, say)
+
+
+def find_rate(
+    data: str | Path, settings: Mapping[str, Any] | None = None, recipe: str | Path | None = None, say: Say = _quiet
+) -> RateCurve:
+    """Try rising learning rates: ``tinyhat.find_rate("laws.csv").suggested``. Nothing is written.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        settings: dotted configuration keys and their values.
+        recipe: a YAML recipe below the settings.
+        say: where remarks go.
+
+    Raises:
+        UserError: whatever is wrong with the data or the settings, in one sentence.
+    """
+    return find_rate_config(build_config(recipe, {**(settings or {}), "data.path": str(data)}), say)
+
+
+def find_rate_config(config: Config, say: Say = _quiet) -> RateCurve:
+    """As `find_rate`, with the configuration at hand."""
+    from tinyhat.train.find_rate import find_rate as search
+
+    if config.encoder.model == "linear":
+        raise UserError("--find-rate: the linear model has no learning rate; name an encoder with --model")
+    return search(config, read_dataset(config.data, config.train.seed), say)
+
+
+def sweep(
+    data: str | Path,
+    out: str | Path,
+    trials: int = 20,
+    over: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | Path | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Search over config paths: ``tinyhat.sweep("laws.csv", "sweeps/laws", 20, ["train.epochs=1..5"])``.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        out: the sweep folder; the best configuration is written there as best.yaml.
+        trials: trainings in the end; a sweep that was stopped goes on.
+        over: axes, as --over takes them.
+        settings: dotted configuration keys and their values, for all trials.
+        recipe: a YAML recipe below the settings.
+        say: where remarks go.
+
+    Raises:
+        UserError: as `tinyhat.sweep.sweep_config`.
+    """
+    from tinyhat.sweep import sweep_config
+
+    return sweep_config(
+        build_config(recipe, {**(settings or {}), "data.path": str(data)}), Path(out), trials, over, say
+    )
 
 
 def tune(

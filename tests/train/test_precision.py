@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -184,15 +185,15 @@ def test_a_wrong_plan_is_caught_at_every_check():
         replace(plan, master="fp32").check_states(update.optimizer, model, "after the first step")
 
 
-def test_a_plan_of_prediction_trains_with_an_fp32_head():
+def test_a_plan_of_prediction_leaves_the_head_to_its_objective():
     plan = as_train_plan(choose_plan("amp_bf16", CPU))
     assert isinstance(plan, TrainPlan)
-    assert plan.fp32_head
+    assert plan.fp32_head is None
     assert plan.predicts == plan.name == "amp_bf16"
 
 
 def test_what_a_processor_cannot_run_says_why(corpus, tmp_path):
-    with pytest.raises(UserError, match="tf32 needs a GPU"):
+    with pytest.raises(UserError, match="tf32 is fp32 here: set to 'high'"):
         fit(corpus, tmp_path / "run", "tf32")
 
 
@@ -224,3 +225,11 @@ def test_low_plans_resume_to_the_same_bits(corpus, tmp_path, name):
     again = train_classifier(prepare(config, dataset, lambda _: None), config, dataset, run, True, lambda _: None)
     a, b = (dict(t.predictor.encoder.model.named_parameters()) for t in (whole, again))
     assert all(torch.equal(a[key], b[key]) for key in a)
+
+
+def test_the_page_has_the_table_as_it_is():
+    page = (Path(__file__).parent.parent.parent / "docs" / "dtypes.md").read_text()
+    for name in TRAIN_PLANS:
+        row = describe(choose_train_plan(name, CPU))
+        cells = [f"`{name}`", *(text for column, text in row.items() if column not in ("plan", "softmax", "compile"))]
+        assert "| " + " | ".join(cells) + " |" in page, name

@@ -13,7 +13,9 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, embed, evaluate, experiment, export, layers, predict, pretrain, search, train, tune
+from tinyhat.cli import (
+    check, demo, embed, evaluate, experiment, export, layers, predict, pretrain, search, sweep, train, tune,
+)  # fmt: skip
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -44,6 +46,7 @@ def _common(
 for verb, command in (
     ("check", check.command),
     ("train", train.command),
+    ("sweep", sweep.command),
     ("tune", tune.command),
     ("evaluate", evaluate.command),
     ("predict", predict.command),

@@ -1,7 +1,7 @@
 """Documents as token ids in one small file, for machines without the texts, the tokenizer or a network.
 
 The file is a NumPy ``.npz`` under LZMA: per split `NAME.ids` (uint16), `NAME.lengths`, `NAME.labels` and
-`NAME.label_counts` (int32), and `width`, the number of labels. 12,000 EURLEX57K laws of 440 tokens take about 7 MB.
+`NAME.label_counts` (int32), and `width`, the number of labels. 12,000 EURLEX57K laws of 446 tokens take 2.2 MB.
 """
 
 from __future__ import annotations

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import LoopConfig
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
 from tinyhat.run import Run
@@ -66,7 +66,7 @@ class Trainer:
         self,
         encoder: Encoder,
         objective: Objective,
-        config: TrainConfig,
+        config: LoopConfig,
         plan: Plan,
         run: Run,
         evaluate: Evaluation | None = None,
@@ -77,6 +77,7 @@ class Trainer:
         # precision is ours (train/precision.py): accelerate only places, wraps and reduces
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.bare = encoder
+        encoder.model.to(self.accelerator.device)  # strategies keep copies of weights where they will be used
         for strategy in strategies:
             strategy.prepare(encoder)
         width = int(encoder.model.config.hidden_size)
@@ -87,6 +88,7 @@ class Trainer:
         self.steps_plan = objective.step_plan(config, self.accelerator.num_processes)
         self.steps = config.max_steps or self.steps_plan.steps(config.epochs)
         self.progress = Progress()
+        self.factor = lambda step: rate_factor(step, self.steps, config)  # the rate finder takes another
 
     def fit(self, resume: bool, warn: Callable[[str], None]) -> Outcome:
         """Train to the end, from the newest whole checkpoint when `resume` is set.
@@ -124,7 +126,7 @@ class Trainer:
         model.train()
         # dropout depends on (seed, step, rank) and on nothing that happened before: that is what makes resume exact
         torch.manual_seed(_mix(self.config.seed, step, self.accelerator.process_index))
-        set_rate(self.optimizer, rate_factor(step, self.steps, self.config))
+        set_rate(self.optimizer, self.factor(step))
         for strategy in self.strategies:
             strategy.before_step(step)
         batch = self.steps_plan.batch(step)
@@ -180,6 +182,8 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, Any]:
         assert self.evaluate is not None
+        for strategy in self.strategies:
+            strategy.show()
         metric, value = shared(self.evaluate() if self.accelerator.is_main_process else None)
         best = self.progress.best_value
         if best is None or value > best:
@@ -190,6 +194,8 @@ class Trainer:
             self.progress.worse += 1
             patience = self.config.patience
             self.progress.stopped = patience is not None and self.progress.worse >= patience
+        for strategy in self.strategies:
+            strategy.hide()
         return {"metric": metric, "value": value}
 
     def _due(self, evaluated: bool, saved: float) -> bool:
@@ -227,6 +233,8 @@ class Trainer:
         }
 
     def _outcome(self) -> Outcome:
+        for strategy in self.strategies:
+            strategy.show()
         if self.progress.best_value is not None and self.progress.best_step != self.progress.step:
             wait()  # until rank 0 has written it
             load_best(self.run.checkpoints, self.bare.model)

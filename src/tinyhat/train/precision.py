@@ -10,6 +10,7 @@ import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from typing import Any, Literal
 
 import torch
@@ -38,7 +39,8 @@ class TrainPlan(Plan):
 
     Attributes:
         predicts: name of the plan its model is tuned and predicts in.
-        fp32_head: autocast is off in the head, whose inputs are cast to fp32 (the loss is fp32 in every plan).
+        fp32_head: true: autocast is off in the head, whose inputs are cast to fp32; false: the head computes as the
+            body; None: as its objective set it. The loss is fp32 in every plan.
         scale: loss scaling: ``dynamic`` (starts at 2^16, doubles after 2,000 steps, halves and skips the step on
             overflow), ``static`` (2^10), or none.
         master: ``fp32``: the update moves an fp32 copy, rounded into the parameters; ``split``: the same with the low
@@ -54,7 +56,7 @@ class TrainPlan(Plan):
     """
 
     predicts: str = "fp32"
-    fp32_head: bool = True
+    fp32_head: bool | None = None
     scale: Literal["none", "dynamic", "static"] = "none"
     master: Master = "none"
     states: States = "fp32"
@@ -111,21 +113,23 @@ class TrainPlan(Plan):
         Raises:
             UserError: they do not; an fp32 head under autocast without switching it off gives bf16.
         """
+        if self.fp32_head is None:
+            return
         wanted = torch.float32 if self.fp32_head else self.compute
         require_equal(self.name, {"the head's output": wanted}, {"the head's output": logits.dtype}, when)
 
 
-FP32 = TrainPlan("fp32", torch.float32, "the default")
+FP32 = TrainPlan("fp32", torch.float32, "the default", fp32_head=True)
 _LOW: dict[str, Any] = {"predicts": "bf16", "fp32_head": False, "states": "bf16"}
 _HALF: dict[str, Any] = {"predicts": "fp16", "fp32_head": False}
 _AMP: dict[str, Any] = {"predicts": "amp_bf16", "fp32_head": False}
 _AMP16: dict[str, Any] = {"predicts": "amp_fp16", "fp32_head": False, "scale": "dynamic"}
 
-# name: what differs from fp32 in everything; storage and products are those of `predicts`
+# name: what differs from a plan of prediction; storage and products are those of `predicts`
 TRAIN_PLANS: dict[str, dict[str, Any]] = {
-    "fp32": {},
-    "tf32": {"predicts": "tf32"},
-    "fp32_bf16x1": {"predicts": "fp32_bf16x1"},
+    "fp32": {"fp32_head": True},
+    "tf32": {"predicts": "tf32", "fp32_head": True},
+    "fp32_bf16x1": {"predicts": "fp32_bf16x1", "fp32_head": True},
     "amp_fp16": _AMP16,
     "amp_bf16": _AMP,
     "amp_bf16_fp32_head": _AMP | {"fp32_head": True},
@@ -190,7 +194,7 @@ def choose_train_plan(name: str, device: torch.device) -> TrainPlan:
 
 
 def as_train_plan(plan: Plan) -> TrainPlan:
-    """Return `plan` as a training plan: a plan of prediction trains with an fp32 head, fp32 states and no scaler."""
+    """Return `plan` as a training plan: a plan of prediction trains with fp32 states and no scaler, head untouched."""
     if isinstance(plan, TrainPlan):
         return plan
     own = {f: getattr(plan, f) for f in Plan.__dataclass_fields__}
@@ -200,7 +204,7 @@ def as_train_plan(plan: Plan) -> TrainPlan:
 def missing_need(plan: TrainPlan, device: torch.device) -> str:
     """Return why `plan` cannot run here as far as that is known without trying, or an empty string.
 
-    Only packages and settings the hardware ignores are looked at; whether an operation exists is found by running it.
+    Packages are looked up and products tried; whether an operation exists is found by running the plan.
     """
     if plan.states == "int8" and importlib.util.find_spec("bitsandbytes") is None:
         return "needs the package bitsandbytes (pip install 'tinyhat[lowbit]')"
@@ -208,11 +212,20 @@ def missing_need(plan: TrainPlan, device: torch.device) -> str:
         return "needs the package torchao, which is not installed"
     if plan.products_recipe and (device.type != "cuda" or torch.cuda.get_device_capability(device) < (8, 9)):
         return "needs a GPU with fp8 products (compute capability 8.9)"
-    if plan.matmul == "high" and device.type != "cuda":
-        return "needs a GPU: processors have no TF32 products, the numbers would be those of fp32"
-    if plan.matmul == "medium" and device.type != "cpu":
-        return "is TF32 on a GPU (torch 2.13), the same as tf32"
+    if plan.matmul == "medium" and device.type == "cuda":
+        return "is TF32 on a GPU, the same as tf32"
+    if plan.matmul != "highest" and not _rounds_inputs(plan, device):
+        return f"is fp32 here: set to '{plan.matmul}', products on this {device.type} lose no bits of their inputs"
     return ""
+
+
+@lru_cache
+def _rounds_inputs(plan: TrainPlan, device: torch.device) -> bool:
+    """Return whether products of fp32 matrices lose 1 + 2^-12, which needs 12 bits: TF32 has 10, bf16 7."""
+    value = 1 + 2.0**-12
+    a = torch.full((512, 512), value, device=device)
+    with plan.products(device):
+        return abs(float((a @ torch.ones_like(a))[0, 0]) - 512 * value) > 0.06
 
 
 def describe(plan: TrainPlan) -> dict[str, str]:

@@ -112,8 +112,9 @@ def run_grid(
         every: steps between evaluations (the last step is always evaluated).
         say: where remarks go.
     """
-    have = {r["key"] for r in read_runs(folder) if r["status"] != "cannot run"} if only_missing else set()
     for trial in trials:
+        # read anew each time: two processes may share a grid
+        have = {r["key"] for r in read_runs(folder) if r["status"] != "cannot run"} if only_missing else set()
         if trial.plan in ALIASES:
             say(f"{trial.plan} is another name for {ALIASES[trial.plan]}")
         if trial.key in have:
@@ -152,6 +153,7 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
     seconds: list[float] = []
     flops: list[float] = []
     diverged: int | None = None
+    skipped = 0
     while trainer.progress.step < trainer.steps:
         batch = trainer.steps_plan.batch(trainer.progress.step)
         begin = time.perf_counter()
@@ -164,7 +166,11 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
             torch.cuda.synchronize()
         seconds.append(time.perf_counter() - begin)
         flops.append(bench.flops(batch))
-        lines.append(line | bench.watch.facts())
+        facts = bench.watch.facts()
+        if line.get("skipped_steps", 0) > skipped:
+            facts.pop("unchanged_share", None)  # nothing was meant to move
+        skipped = line.get("skipped_steps", 0)
+        lines.append(line | facts)
         if rule.diverged(line["loss"]):
             diverged = line["step"]
             break
@@ -233,6 +239,7 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
 def _reset_memory() -> None:
     """Start the peak anew: of the GPU's allocator, or of this process where the system lets it (Linux)."""
     gc.collect()
+    torch.compiler.reset()
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()

@@ -11,7 +11,7 @@ import torch
 from accelerate import Accelerator
 from torch import nn
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import LoopConfig
 from tinyhat.encoder.compile import compile_layers
 from tinyhat.errors import UserError
 from tinyhat.head.output import head_modules, low_while_training
@@ -75,7 +75,7 @@ class Update:
         UserError: the plan needs what this machine lacks, or the optimiser refuses the weights.
     """
 
-    def __init__(self, model: nn.Module, config: TrainConfig, plan: TrainPlan, width: int) -> None:
+    def __init__(self, model: nn.Module, config: LoopConfig, plan: TrainPlan, width: int) -> None:
         self.plan, self.clip, self.model = plan, config.grad_clip, model
         need = missing_need(plan, torch.device("cuda" if torch.cuda.is_available() else "cpu"))
         if need:
@@ -89,8 +89,9 @@ class Update:
             compile_layers(model)
         self.optimizer = build_optimizer(model, config, width, plan, originals)
         plan.check_model(model, "after the optimiser was made")
-        low_while_training(model, low=not plan.fp32_head)
-        self._watch_head()
+        if plan.fp32_head is not None:
+            low_while_training(model, low=not plan.fp32_head)
+            self._watch_head()
         self.scale = {
             "none": None,
             "dynamic": LossScale(2.0**16, dynamic=True),
