@@ -328,45 +328,6 @@ def pretrain(
     return pretrain_config(build_config(recipe, {**(settings or {}), "data.path": str(corpus)}), out, resume, say)
 
 
-def embed(
-    model: str | Path,
-    source: str | Path,
-    to: str | Path | Sequence[str | Path],
-    columns: Mapping[str, Any] | None = None,
-    say: Say = _quiet,
-    engine: Engine | None = None,
-    workers: int = 2,
-    **settings: Any,
-) -> dict[str, Any]:
-    """Embed every document of a file: ``tinyhat.embed("minilm", "laws.csv", "laws.npy", pooling="cls")``.
-
-    Args:
-        model: a run, a folder with a checkpoint, a hub name, or ``minilm``.
-        source: csv, tsv, jsonl, parquet or txt file.
-        to: where, one or several; the format follows from the name.
-        columns: text and id columns where they cannot be detected.
-        say: where progress goes.
-        engine: ``ray``: workers on a Ray cluster. Under torchrun the ranks share the documents without it.
-        workers: Ray actors.
-        settings: as in `tinyhat.embed.write.embed_file` and `tinyhat.embed.embedder.Embedder`, named as the flags.
-
-    Returns:
-        The manifest of the (first) store; ``tinyhat.embed.store.read_store`` reads it back.
-
-    Raises:
-        UserError: whatever is wrong with the input, the settings or the outputs, in one sentence.
-    """
-    from tinyhat.embed.write import embed_file
-
-    outs = [to] if isinstance(to, str | Path) else list(to)
-    data = text_columns(Path(model), columns or {})
-    if engine is not None or world_size() > 1:
-        from tinyhat.scale.embed import embed_sharded
-
-        return embed_sharded(model, str(source), outs, data, engine or "local", workers, say, **settings)
-    return embed_file(model, str(source), outs, data, say=say, **settings)
-
-
 def demo(out: str | Path = "runs/demo", say: Say = print) -> Run:
     """Train minilm on the docstrings of the installed libraries, offline and in a few minutes; return the run.
 

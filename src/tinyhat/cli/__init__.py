@@ -14,7 +14,19 @@ from safetensors import SafetensorError
 
 from tinyhat import __version__
 from tinyhat.cli import (
-    check, demo, embed, evaluate, experiment, export, layers, predict, pretrain, search, sweep, train, tune,
+    check,
+    demo,
+    embed,
+    evaluate,
+    experiment,
+    export,
+    layers,
+    predict,
+    pretrain,
+    search,
+    sweep,
+    train,
+    tune,
 )  # fmt: skip
 from tinyhat.errors import UserError
 

@@ -40,7 +40,7 @@ def command(
     workers: Annotated[int, typer.Option("--workers", min=1, help="Ray actors.")] = 2,
 ) -> None:
     """Write a vector for every document, or word."""
-    from tinyhat.verbs import embed
+    from tinyhat.scale.embed import embed
 
     embed(
         model, source, list(to), columns=o.columns_of(context), layers=layers, combine=combine, pooling=pooling,

@@ -1,9 +1,9 @@
-"""`tinyhat embed` over a corpus by several workers: the parts of a store, each made by whoever is free."""
+"""`tinyhat embed`, in this process or by several workers: the parts of a store, each made by whoever is free."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -14,12 +14,48 @@ from tinyhat.embed.embedder import Embedder, load_embedder
 from tinyhat.embed.parts import Parts
 from tinyhat.embed.write import PART, documents, embed_file, write_part
 from tinyhat.errors import UserError
+from tinyhat.predict import text_columns
 from tinyhat.run import atomic_path
 from tinyhat.scale.engine import Engine, Work, run_shards
-from tinyhat.train.ranks import is_first, leave, shared, wait
+from tinyhat.train.ranks import is_first, leave, shared, wait, world_size
 
 Say = Callable[[str], None]
 Make = Callable[[], Work]
+
+
+def embed(
+    model: str | Path,
+    source: str | Path,
+    to: str | Path | Sequence[str | Path],
+    columns: Mapping[str, Any] | None = None,
+    say: Say = lambda _: None,
+    engine: Engine | None = None,
+    workers: int = 2,
+    **settings: Any,
+) -> dict[str, Any]:
+    """Embed every document of a file: ``tinyhat.embed("minilm", "laws.csv", "laws.npy", pooling="cls")``.
+
+    Args:
+        model: a run, a folder with a checkpoint, a hub name, or ``minilm``.
+        source: csv, tsv, jsonl, parquet or txt file.
+        to: where, one or several; the format follows from the name.
+        columns: text and id columns where they cannot be detected.
+        say: where progress goes.
+        engine: ``ray``: workers on a Ray cluster. Under torchrun the ranks share the documents without it.
+        workers: Ray actors.
+        settings: as in `tinyhat.embed.write.embed_file` and `tinyhat.embed.embedder.Embedder`, named as the flags.
+
+    Returns:
+        The manifest of the (first) store; ``tinyhat.embed.store.read_store`` reads it back.
+
+    Raises:
+        UserError: whatever is wrong with the input, the settings or the outputs, in one sentence.
+    """
+    outs = [to] if isinstance(to, str | Path) else list(to)
+    data = text_columns(Path(model), columns or {})
+    if engine is not None or world_size() > 1:
+        return embed_sharded(model, str(source), outs, data, engine or "local", workers, say, **settings)
+    return embed_file(model, str(source), outs, data, say=say, **settings)
 
 
 def embed_sharded(
