@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -16,6 +17,7 @@ from tests.tiny.corpus import tiny_rows
 from tests.tiny.models import save_tiny
 
 import tinyhat
+from tinyhat.cli import main
 from tinyhat.embed import index, write
 from tinyhat.embed.embedder import load_embedder
 from tinyhat.embed.quantize import decode
@@ -157,7 +159,7 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(bert, source, monkeypatch,
             patch.setattr(write, "write_part", write_part)
         with pytest.raises(KeyboardInterrupt):
             embed(bert, source, *outs)
-    with pytest.raises(UserError, match="--resume|already"):
+    with pytest.raises(UserError, match=r"--resume|already"):
         embed(bert, source, *outs)
     _, said = embed(bert, source, *outs, resume=True)
     assert said[0] == f"{5 if stop == 'assembly' else stop} of 5 parts are there already"
@@ -166,22 +168,20 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(bert, source, monkeypatch,
     assert said == ["everything is there already"]
 
 
-def test_killed_and_resumed_from_the_command_line(bert, tmp_path):
+def test_killed_and_resumed_from_the_command_line(bert, tmp_path, monkeypatch):
+    monkeypatch.setattr(write, "PART", 1024)
     source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows("multi", 6000)))
-    command = [sys.executable, "-m", "tinyhat", "embed", str(bert), str(source), "--to"]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run([*command, str(tmp_path / "a.npy")], check=True, env=environment, capture_output=True)
-    for _ in range(2):
-        victim = subprocess.Popen(
-            [*command, str(tmp_path / "b.npy"), "--resume"], env=environment, stderr=subprocess.DEVNULL
-        )
-        before = len(list(tmp_path.glob("b.npy.parts/part-*.npy")))
-        while victim.poll() is None and len(list(tmp_path.glob("b.npy.parts/part-*.npy"))) == before:
-            time.sleep(0.005)
-        victim.send_signal(signal.SIGKILL)
-        victim.wait()
-    subprocess.run([*command, str(tmp_path / "b.npy"), "--resume"], check=True, env=environment, capture_output=True)
+    source.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows("multi", 4000)))
+    tinyhat.embed(bert, source, tmp_path / "a.npy")
+    command = [sys.executable, "-m", "tinyhat", "embed", str(bert), str(source), "--to", str(tmp_path / "b.npy")]
+    victim = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
+    while victim.poll() is None and not list(tmp_path.glob("b.npy.parts/part-*.npy")):
+        time.sleep(0.002)
+    victim.send_signal(signal.SIGKILL)
+    assert victim.wait() == -signal.SIGKILL
+    said = []
+    tinyhat.embed(bert, source, tmp_path / "b.npy", resume=True, say=said.append)
+    assert said[0] in ("1 of 4 parts are there already", "2 of 4 parts are there already")
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     assert (tmp_path / "a.npy.ids.jsonl").read_bytes() == (tmp_path / "b.npy.ids.jsonl").read_bytes()
 
@@ -237,17 +237,19 @@ def test_parts_of_another_width_or_damaged_are_named(bert, source, monkeypatch):
         embed(bert, source, "v.npy", resume=True)
 
 
-def test_a_full_disk_is_one_sentence_and_resumes(bert, source, monkeypatch):
+def test_a_full_disk_is_one_sentence_and_resumes(bert, source, monkeypatch, capsys):
     monkeypatch.setattr(write, "PART", 1024)
-    code = (
-        "import resource, sys; from tinyhat.cli import main\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (6000, 6000))\n"
-        f"main(['embed', {str(bert)!r}, {str(source)!r}, '--to', {str(source.with_name('v.h5'))!r}, *sys.argv[1:]])"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
-    assert done.returncode == 2
-    assert "the disk is full" in done.stderr.splitlines()[-1]
-    assert not (source.parent / "v.h5").exists()
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    for most in (6000, 14000):  # of a file: stops in a part (9 KB), then in the HDF5 file
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (most, limits[1]))
+            with pytest.raises(SystemExit) as stopped:
+                main(["embed", str(bert), str(source), "--to", str(source.with_name("v.h5")), "--resume"])
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+        assert stopped.value.code == 2
+        assert "the disk is full" in capsys.readouterr().err.splitlines()[-1]
+        assert not (source.parent / "v.h5").exists()
     embed(bert, source, "v.h5", resume=True)
     assert len(read_store(source.parent / "v.h5").ids) == COUNT
 
@@ -271,7 +273,7 @@ def test_stores_that_do_not_belong_together(bert, source):
 def test_indexes_of_every_size_are_the_same_twice(tmp_path, monkeypatch):
     import faiss
 
-    vectors = np.random.default_rng(0).standard_normal((3000, 16)).astype(np.float32)
+    vectors = np.random.default_rng(0).standard_normal((1200, 8)).astype(np.float32)
 
     def chunks():
         return iter(np.split(vectors, 3))
@@ -287,11 +289,11 @@ def test_indexes_of_every_size_are_the_same_twice(tmp_path, monkeypatch):
         for name, value in (("FLAT", flat), ("HNSW", hnsw), ("IVF", ivf)):
             monkeypatch.setattr(index, name, value)
         for name in ("a", "b"):
-            index.write_index(tmp_path / name, 3000, 16, chunks, normalized=False)
+            index.write_index(tmp_path / name, 1200, 8, chunks, normalized=False)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
         found = faiss.read_index(str(tmp_path / "a"))
         assert isinstance(found, kind)
-        assert found.ntotal == 3000
+        assert found.ntotal == 1200
         _, near = found.search(vectors[:200], 10)
         assert np.mean([i in row for i, row in enumerate(near)]) > 0.5
 
