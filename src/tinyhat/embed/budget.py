@@ -9,7 +9,7 @@ from transformers import PreTrainedConfig
 
 from tinyhat.encoder.attention import BLOCK_BYTES
 
-MOST_CPU, MOST_CUDA = 8192, 1 << 17  # more is not faster: matrix products are large enough
+MOST_CPU, MOST_CUDA = 4096, 1 << 17  # more is not faster: matrix products are large enough
 LEAST = 512
 SHARE = 0.4  # of the free memory
 

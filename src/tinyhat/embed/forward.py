@@ -13,6 +13,7 @@ import torch
 
 from tinyhat.embed.budget import is_out_of_memory
 from tinyhat.embed.choice import Layers, Pooling
+from tinyhat.embed.fast import fast_layers
 from tinyhat.embed.pooling import segment_max, segment_sums, token_weights
 from tinyhat.embed.states import PreLogits, combine, layer_states
 from tinyhat.embed.tokens import Windows
@@ -47,6 +48,7 @@ class Forward:
     ) -> None:
         self.encoder, self.layers, self.pooling = encoder, layers, pooling
         self.plan, self.device, self.pre_logits = plan, device, pre_logits
+        self._fast = fast_layers(encoder, plan, device)
 
     @property
     def pooled_width(self) -> int:
@@ -109,7 +111,7 @@ class Forward:
         """Yield windows (int64 [S]) and, per layer, the states float32 [n, D] of each, pass by pass."""
 
         def all_layers(pack: Pack) -> tuple[IntArray, list[list[FloatArray]]]:
-            states = layer_states(self.encoder, pack, self.device, every=True)
+            states = self._states(pack, every=True)
             return pack.rows, [np.split(_numpy(h.float()), pack.cu_seqlens[1:-1]) for h in states]
 
         yield from self._passes(windows, np.argsort(-windows.lengths, kind="stable"), budget, all_layers)
@@ -127,8 +129,13 @@ class Forward:
     def _layers(self, pack: Pack) -> list[torch.Tensor]:
         """Return hidden states such that ``layers.indices`` find theirs; only what they need is kept."""
         last = self.layers.indices == (int(self.encoder.model.config.num_hidden_layers),)
-        states = layer_states(self.encoder, pack, self.device, every=not last)
+        states = self._states(pack, every=not last)
         return states * (self.layers.indices[0] + 1) if last else states
+
+    def _states(self, pack: Pack, every: bool) -> list[torch.Tensor]:
+        if self._fast is not None:
+            return self._fast(pack, every)
+        return layer_states(self.encoder, pack, self.device, every)
 
     def _passes(self, windows: Windows, rows: IntArray, budget: int, compute: Callable[[Pack], T]) -> Iterator[T]:
         """Yield what `compute` makes of each pack of `rows` (int64 [S], in order, at most `budget` tokens or one)."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -103,6 +104,7 @@ def _safetensors(path: Path, content: Content) -> None:
 def _h5(path: Path, content: Content) -> None:
     import h5py
 
+    _reserve(path, content)
     shape = (content.rows, content.columns)
     chunk = (min(ROWS, max(content.rows, 1)), content.columns)
     with h5py.File(path, "w", libver="latest") as file:  # no times are kept, so the same content is the same bytes
@@ -117,6 +119,16 @@ def _h5(path: Path, content: Content) -> None:
             begin += len(block)
         for key, value in content.facts.items():
             file.attrs[key] = json.dumps(value, ensure_ascii=False)
+
+
+def _reserve(path: Path, content: Content) -> None:
+    """Make sure of the space an HDF5 file can need at most, and release it: on a full disk HDF5 ends the process."""
+    names = sum(len(_text(i).encode()) + 64 for i in content.ids())
+    most = int(1.01 * content.rows * content.columns * content.dtype.itemsize) + 2 * names + (1 << 20)
+    with path.open("wb") as stream:
+        if hasattr(os, "posix_fallocate"):
+            os.posix_fallocate(stream.fileno(), 0, most)
+    path.unlink()
 
 
 def _parquet(path: Path, content: Content) -> None:
