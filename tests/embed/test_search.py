@@ -179,6 +179,19 @@ def test_the_choice_comes_back_from_the_manifest(corpus, tmp_path):
     assert read_store(out).manifest["layers"]["weights"] == [0.2, 0.5, 0.3]
 
 
+@pytest.mark.parametrize("settings", [{"layers": "pooled"}, {"words": True}])
+def test_classifier_vectors_and_words_are_searched_too(corpus, tmp_path, settings):
+    _folder, model, source, *_ = corpus
+    out = tmp_path / "v.npy"
+    tinyhat.embed(model, source, out, plan="fp32", **settings)
+    text = json.loads(source.read_text().splitlines()[4])["text"]
+    hits = tinyhat.search(out, text, k=2)
+    if "words" in settings:
+        assert set(hits[0].id) == {"id", "begin", "end"}
+    else:
+        assert (hits[0].id, hits[0].score) == ("d4", pytest.approx(1, abs=1e-5))
+
+
 def test_bad_input(corpus, tmp_path):
     _folder, model, source, _ids, _vectors, _queries = corpus
     out = tmp_path / "v.npy"

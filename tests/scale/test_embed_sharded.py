@@ -159,3 +159,11 @@ def test_a_worker_with_another_model_is_refused(job, tmp_path):
     settings = {"plan": "fp32", "layers": "last"}
     with pytest.raises(UserError, match="a worker finds another model"):
         scale_embed._worker(str(other), settings, read_store(single).manifest["model_sha256"], Parts(tmp_path), None)
+
+
+def test_without_ray_nothing_is_begun(job, tmp_path, monkeypatch):
+    _folder, model, source, _single = job
+    monkeypatch.setitem(sys.modules, "ray", None)
+    with pytest.raises(UserError, match=r"pip install 'tinyhat\[ray\]'"):
+        tinyhat.embed(model, source, tmp_path / "v.npy", engine="ray", **EXACT)
+    assert not any(tmp_path.iterdir())

@@ -89,6 +89,7 @@ def embed_sharded(
     Raises:
         UserError: as `embed_file` and `run_shards`; a worker finds another model.
     """
+    run_shards(_nothing, [], engine, workers)  # what is wrong with the engine is said before anything is written
     if not is_first():
         make, todo = shared(None)
         run_shards(make, todo)
