@@ -25,9 +25,11 @@ __all__ = [
     "demo",
     "embed",
     "evaluate",
+    "find_rate",
     "load",
     "predict",
     "pretrain",
+    "sweep",
     "train",
     "tune",
 ]
@@ -35,10 +37,11 @@ __all__ = [
 _HOMES = {
     "Classifier": "tinyhat.predict",
     "check": "tinyhat.verbs",
+    "find_rate": "tinyhat.verbs",
     "load": "tinyhat.models",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo", "sweep")
 
 
 def __getattr__(name: str) -> Any:

@@ -16,6 +16,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from tinyhat.errors import UserError, did_you_mean
 
 Strategy = Literal["head", "tail", "head_tail", "middle"]
+Update = Literal["all", "head", "top", "gradual", "lora", "bias"]
+Schedule = Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd", "slanted_triangular", "one_cycle"]
 
 
 class Section(BaseModel):
@@ -72,8 +74,8 @@ class HeadConfig(Section):
     prior_bias: bool = Field(True, description="multi-label: start the output bias at the log prior odds")
 
 
-class TrainConfig(Section):
-    """The one training loop. Rates are per optimiser step, sizes in documents."""
+class LoopConfig(Section):
+    """What the one training loop needs, whatever it trains. Rates are per optimiser step, sizes in documents."""
 
     epochs: float = Field(3.0, gt=0)
     max_steps: int | None = Field(None, ge=1, description="overrides epochs")
@@ -82,11 +84,14 @@ class TrainConfig(Section):
     learning_rate: float | None = Field(None, gt=0, description="None: 5e-5 x (768 / width)^2, at most 3e-4")
     head_rate: float = Field(10.0, gt=0, description="the head's rate as a multiple of the body's")
     weight_decay: float = Field(0.01, ge=0, description="on matrices only")
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = "linear"
+    schedule: Schedule = "linear"
     warmup_ratio: float = Field(0.06, ge=0, lt=1)
+    final_ratio: float = Field(0.0, ge=0, lt=1, description="cosine: the rate at the end as a share of the full one")
     decay_ratio: float = Field(0.2, gt=0, le=1, description="wsd: share of steps that decay")
     grad_clip: float = Field(1.0, gt=0)
-    plan: str = Field("auto", description="numeric plan; auto: amp_bf16 where the processor has it, else fp32")
+    plan: str = Field(
+        "auto", description="docs/dtypes.md; auto: amp_bf16_fp32_head where the processor has bf16, else fp32"
+    )
     evaluate_every: int | None = Field(None, ge=1, description="steps; None: four times a run, at least each epoch")
     evaluate_documents: int = Field(2000, ge=1, description="dev documents (a seeded sample) measured while training")
     patience: int | None = Field(None, ge=1, description="stop after this many evaluations without a better one")
@@ -96,7 +101,41 @@ class TrainConfig(Section):
     tensorboard: bool = False
 
 
-class PretrainConfig(TrainConfig):
+class TrainConfig(LoopConfig):
+    """Fine-tuning: the loop's keys, what learns, what holds against forgetting, and how rare labels count."""
+
+    update: Update = Field("all", description="all, the head only, the top layers, one part more at a time, adapters")
+    top_layers: int = Field(2, ge=1, description="update=top: so many layers, with pooler and head")
+    unfreeze_every: int | None = Field(None, ge=1, description="update=gradual: steps per part; None: an epoch")
+    freeze_embeddings: bool = Field(False, description="embeddings stay as they are, whatever else learns")
+    reinit_layers: int = Field(0, ge=0, description="so many top layers, and the pooler, start from random weights")
+    layer_decay: float = Field(1.0, gt=0, le=1, description="the rate of a layer as a multiple of the one above it")
+    lora_rank: int = Field(8, ge=1, description="update=lora: rank of the change of a matrix")
+    lora_alpha: float = Field(16.0, gt=0, description="update=lora: the change counts alpha / rank")
+    adapter_rate: float = Field(10.0, gt=0, description="lora, bias: their rate as a multiple of the body's")
+    # against forgetting
+    l2_sp: float = Field(0.0, ge=0, description="weight of half the squared distance to the pretrained weights")
+    mixout: float = Field(0.0, ge=0, lt=1, description="share of matrix entries that compute with pretrained values")
+    ema: float | None = Field(None, gt=0, lt=1, description="decay of the weight average that is kept")
+    wise_ft: float | None = Field(None, ge=0, le=1, description="share of the fine-tuned body in the final weights")
+    replay: str | None = Field(None, description="a text whose masked-LM loss is kept low")
+    replay_weight: float = Field(0.1, gt=0, description="weight of that loss")
+    replay_tokens: int = Field(1024, ge=16, description="tokens of that text in every step")
+    forgetting: str | None = Field(None, description="a text on which forgetting is measured")
+    # rare labels
+    loss: Literal["auto", "focal", "asymmetric"] = "auto"
+    focal_gamma: float = Field(2.0, ge=0)
+    asymmetric_gamma: float = Field(4.0, ge=0, description="loss=asymmetric: focusing of the negatives")
+    asymmetric_margin: float = Field(0.05, ge=0, lt=1, description="negatives below this probability cost nothing")
+    class_weights: bool = Field(False, description="single: a document weighs as its label is rare")
+    pos_weight: float | None = Field(
+        None, ge=1, description="multi: a positive weighs negatives/positives, at most this"
+    )
+    label_smoothing: float = Field(0.0, ge=0, lt=1)
+    balanced_sampling: float = Field(0.0, ge=0, le=1, description="0: all documents alike; 1: all labels alike")
+
+
+class PretrainConfig(LoopConfig):
     """Masked-LM training from nothing: the loop's keys with other defaults, and what is masked how.
 
     The published recipe has batches of 32,768 sequences; `batch_size` counts sequences of the first length.
@@ -117,11 +156,11 @@ class PretrainConfig(TrainConfig):
     learning_rate: float | None = Field(None, gt=0, description="None: 1e-2 (lamb), 1e-3 (adamw)")
     head_rate: float = Field(1.0, gt=0)
     weight_decay: float = Field(0.1, ge=0, description="on matrices other than embeddings")
-    schedule: Literal["linear", "cosine", "constant", "wsd"] = "cosine"
+    schedule: Schedule = "cosine"
     warmup_ratio: float = Field(0.016, ge=0, lt=1)
     grad_clip: float = Field(2.0, gt=0)
     optimizer: Literal["adamw", "lamb"] = "lamb"
-    final_rate: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
+    final_ratio: float = Field(0.1, ge=0, lt=1, description="cosine: share of the peak rate it ends at")
 
 
 class TuneConfig(Section):

@@ -155,6 +155,7 @@ def _fit_encoder(
         "best_step": outcome.best_step,
         "stopped_early": outcome.stopped_early,
         "baseline": baseline,
+        "forgetting": trained.forgetting,
         "reading": {},
         "manifest": {"encoder": trained.facts, "plan": predictor.plan, "plan_reason": predictor.numeric_plan.reason},
     }

@@ -185,12 +185,13 @@ def load(run: str | Path, plan: str | None = None) -> Classifier:
 def _torch_predictor(folder: Path, decision: Decision, plan: str | None) -> Predictor:
     from tinyhat.data.reading import Reader
     from tinyhat.encoder.load import backend_tokenizer, load_trained
-    from tinyhat.encoder.precision import choose_plan, pick_device
+    from tinyhat.encoder.precision import check_file, choose_plan, pick_device
     from tinyhat.head.predictor import TorchPredictor
 
     device = pick_device()
     encoder = load_trained(folder, EncoderConfig(model=str(folder)))
     encoder.model.to(device)
+    check_file(choose_plan(decision.plan, device), encoder.model, folder)
     reader = Reader(backend_tokenizer(encoder), ReadingConfig(**decision.reading))
     return TorchPredictor(encoder, reader, choose_plan(plan or decision.plan, device), device, PACK_TOKENS)
 

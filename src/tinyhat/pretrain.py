@@ -190,10 +190,12 @@ def _train(config: PretrainConfig, encoder: Encoder, material: _Material, run: R
     from tinyhat.encoder.precision import choose_plan, pick_device
     from tinyhat.train.loop import Trainer
     from tinyhat.train.masked_lm import MaskedLM
+    from tinyhat.train.precision import choose_train_plan
 
     device = pick_device()
-    plan = choose_plan(config.plan, device)
-    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    # without an fp32 head, which fine-tuning has: this one is as large as the vocabulary
+    plan = choose_train_plan(choose_plan("auto", device).name if config.plan == "auto" else config.plan, device)
+    say(f"plan: {plan.name} on {device.type} ({plan.reason})")
 
     def evaluate() -> tuple[str, float]:
         loss = material.validation.loss(encoder, plan, device)

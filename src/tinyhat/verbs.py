@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import numpy as np
 
@@ -18,6 +18,7 @@ from tinyhat.data.read import read_dataset, read_documents, read_split
 from tinyhat.decision import read_decision
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import read_scores
+from tinyhat.models import embed as embed
 from tinyhat.predict import Classifier, load, text_columns
 from tinyhat.run import LATER, Run, atomic_path, read_json, write_json
 from tinyhat.scale.engine import Engine
@@ -25,9 +26,13 @@ from tinyhat.train.ranks import world_size
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import Prediction, Scores
 
+if TYPE_CHECKING:
+    from tinyhat.train.find_rate import RateCurve
+
 Say = Callable[[str], None]
 TRAINING = (  # what metrics.json knows of training; no verb after it changes them
     "samples_per_second", "tokens_per_second", "peak_memory_gb", "train_seconds", "steps", "best_step", "stopped_early",
+    "forgetting",
 )  # fmt: skip
 
 
@@ -91,6 +96,62 @@ def train(
     from tinyhat.pipeline import train as train_config
 
     return train_config(build_config(recipe, {**(settings or {}), "data.path": str(data)}), out, resume, say)
+
+
+def find_rate(
+    data: str | Path, settings: Mapping[str, Any] | None = None, recipe: str | Path | None = None, say: Say = _quiet
+) -> RateCurve:
+    """Try rising learning rates: ``tinyhat.find_rate("laws.csv").suggested``. Nothing is written.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        settings: dotted configuration keys and their values.
+        recipe: a YAML recipe below the settings.
+        say: where remarks go.
+
+    Raises:
+        UserError: whatever is wrong with the data or the settings, in one sentence.
+    """
+    return find_rate_config(build_config(recipe, {**(settings or {}), "data.path": str(data)}), say)
+
+
+def find_rate_config(config: Config, say: Say = _quiet) -> RateCurve:
+    """As `find_rate`, with the configuration at hand."""
+    from tinyhat.train.find_rate import find_rate as search
+
+    if config.encoder.model == "linear":
+        raise UserError("--find-rate: the linear model has no learning rate; name an encoder with --model")
+    return search(config, read_dataset(config.data, config.train.seed), say)
+
+
+def sweep(
+    data: str | Path,
+    out: str | Path,
+    trials: int = 20,
+    over: Sequence[str] = (),
+    settings: Mapping[str, Any] | None = None,
+    recipe: str | Path | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Search over config paths: ``tinyhat.sweep("laws.csv", "sweeps/laws", 20, ["train.epochs=1..5"])``.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        out: the sweep folder; the best configuration is written there as best.yaml.
+        trials: trainings in the end; a sweep that was stopped goes on.
+        over: axes, as --over takes them.
+        settings: dotted configuration keys and their values, for all trials.
+        recipe: a YAML recipe below the settings.
+        say: where remarks go.
+
+    Raises:
+        UserError: as `tinyhat.sweep.sweep_config`.
+    """
+    from tinyhat.sweep import sweep_config
+
+    return sweep_config(
+        build_config(recipe, {**(settings or {}), "data.path": str(data)}), Path(out), trials, over, say
+    )
 
 
 def tune(
@@ -266,37 +327,6 @@ def pretrain(
     from tinyhat.pretrain import pretrain_config
 
     return pretrain_config(build_config(recipe, {**(settings or {}), "data.path": str(corpus)}), out, resume, say)
-
-
-def embed(
-    model: str | Path,
-    source: str | Path,
-    to: str | Path | Sequence[str | Path],
-    columns: Mapping[str, Any] | None = None,
-    say: Say = _quiet,
-    **settings: Any,
-) -> dict[str, Any]:
-    """Embed every document of a file: ``tinyhat.embed("minilm", "laws.csv", "laws.npy", pooling="cls")``.
-
-    Args:
-        model: a run, a folder with a checkpoint, a hub name, or ``minilm``.
-        source: csv, tsv, jsonl, parquet or txt file.
-        to: where, one or several; the format follows from the name.
-        columns: text and id columns where they cannot be detected.
-        say: where progress goes.
-        settings: as in `tinyhat.embed.write.embed_file` and `tinyhat.embed.embedder.Embedder`, named as the flags.
-
-    Returns:
-        The manifest of the (first) store; ``tinyhat.embed.store.read_store`` reads it back.
-
-    Raises:
-        UserError: whatever is wrong with the input, the settings or the outputs, in one sentence.
-    """
-    from tinyhat.embed.write import embed_file
-
-    outs = [to] if isinstance(to, str | Path) else list(to)
-    data = text_columns(Path(model), columns or {})
-    return embed_file(model, str(source), outs, data, say=say, **settings)
 
 
 def demo(out: str | Path = "runs/demo", say: Say = print) -> Run:

@@ -9,9 +9,11 @@ from torch import nn
 
 from tinyhat.config import PretrainConfig, TrainConfig
 from tinyhat.encoder.ltg_bert import LtgBertConfig, LtgBertForMaskedLM
+from tinyhat.errors import UserError
 from tinyhat.train.checkpoint import Progress, load_checkpoint, save_checkpoint
 from tinyhat.train.lamb import Lamb
 from tinyhat.train.optim import build_optimizer, rate_factor
+from tinyhat.train.precision import choose_train_plan
 
 
 class Reference:
@@ -115,6 +117,8 @@ def test_pretraining_decays_matrices_other_than_embeddings():
     assert sum(map(len, groups.values())) == len(names)
     assert {g["base_lr"] for g in optimizer.param_groups} == {0.01}
     assert isinstance(build_optimizer(model, PretrainConfig(optimizer="adamw"), 16), torch.optim.AdamW)
+    with pytest.raises(UserError, match="bf16_sr: LAMB keeps weights"):
+        build_optimizer(model, PretrainConfig(), 16, choose_train_plan("bf16_sr", torch.device("cpu")))
 
 
 def test_the_published_schedule_warms_up_and_ends_at_a_tenth():

@@ -66,6 +66,20 @@ def test_killed_twice_and_resumed_it_ends_with_the_same_bits(tmp_path):
     assert "Traceback" not in err
 
 
+def test_killed_between_two_unfreezings_it_ends_with_the_same_bits(tmp_path):
+    write_tiny(tmp_path / "data", "multi")
+    save_tiny(tmp_path / "model", "bert")
+    more = [f"train.{key}" for key in ("update=gradual", "unfreeze_every=4", "ema=0.9", "mixout=0.2", "l2_sp=0.1")]
+    more = [word for key in more for word in ("--set", key)]
+    code, _, err = train(tmp_path, "whole", *more)
+    assert code == 0, err
+    assert train(tmp_path, "killed", *more, kill_after=7)[0] == -signal.SIGKILL  # checkpoint 5, two parts learn
+    code, _, err = train(tmp_path, "killed", *more, "--resume")
+    assert code == 0, err
+    whole, killed = (load_file(tmp_path / name / "model" / "model.safetensors") for name in ("whole", "killed"))
+    assert all(torch.equal(whole[name], killed[name]) for name in whole)
+
+
 def state(seed):
     model = tiny_model("bert", "multi", 5, seed=seed)
     optimizer = build_optimizer(model, TrainConfig(), 32)

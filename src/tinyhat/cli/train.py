@@ -14,7 +14,7 @@ from tinyhat.errors import UserError
 def command(
     context: typer.Context,
     data: o.Data,
-    out: Annotated[Path, typer.Option("--out", metavar="RUN", help="The run folder: new or empty.")],
+    out: Annotated[Path | None, typer.Option("--out", metavar="RUN", help="The run folder: new or empty.")] = None,
     model: Annotated[str | None, typer.Option("--model", help="Hub name, local path, minilm or linear.")] = None,
     task: o.Task = "auto",
     text: o.Text = None,
@@ -44,6 +44,10 @@ def command(
     baseline: Annotated[
         bool | None, typer.Option("--baseline/--no-baseline", help="Fit the linear baseline beside the encoder.")
     ] = None,
+    forgetting: Annotated[
+        Path | None, typer.Option("--forgetting", metavar="TEXT", help="Measure on TEXT what training unlearns.")
+    ] = None,
+    find_rate: Annotated[bool, typer.Option("--find-rate", help="Try rising rates and suggest one.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Go on with this run after an interruption.")] = False,
 ) -> None:
     """Train, tune, evaluate and report."""
@@ -58,9 +62,18 @@ def command(
         "train.batch_size": batch_size,
         "train.learning_rate": learning_rate,
         "train.seed": seed,
+        "train.forgetting": forgetting,
         "evaluate.baseline": baseline,
     }
     config = o.config_from(data, o.columns_of(context), rest, recipe, assignments)
+    if find_rate:
+        from tinyhat.cli.rates import rate_table
+        from tinyhat.verbs import find_rate_config
+
+        print(rate_table(find_rate_config(config, o.say)))
+        return
+    if out is None:
+        raise UserError("tinyhat train needs --out RUN, a new or empty folder for what it writes")
     from tinyhat.cli.show import metrics_table
     from tinyhat.pipeline import train
     from tinyhat.run import read_json

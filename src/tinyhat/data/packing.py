@@ -89,6 +89,11 @@ def inference_packs(lengths: IntArray, pack_tokens: int, labels: int) -> list[In
 class Steps(Protocol):
     """What the loop asks of a step plan: which documents each step (0-based) reads, and in which packs."""
 
+    @property
+    def lengths(self) -> IntArray:
+        """int64 [N], tokens of every document."""
+        ...
+
     def steps(self, epochs: float) -> int:
         """Return the number of steps that read every document `epochs` times (rounded up)."""
         ...
@@ -122,6 +127,7 @@ class StepPlan:
         seed: of the order.
         world_size: number of ranks.
         window: batches that are grouped by length together.
+        draw: float64 [N], an epoch draws N documents with these probabilities and replacement; None: each one once.
     """
 
     lengths: IntArray
@@ -131,6 +137,7 @@ class StepPlan:
     seed: int
     world_size: int = 1
     window: int = 1
+    draw: npt.NDArray[np.float64] | None = None
 
     def epoch_of(self, step: int) -> float:
         """Return how many epochs are done before `step` (0-based)."""
@@ -185,7 +192,9 @@ def _share(ordered: IntArray, rank: int, world_size: int) -> IntArray:
 @lru_cache(maxsize=4)
 def _epoch_order(plan: StepPlan, epoch: int) -> npt.NDArray[np.int64]:
     random = np.random.Generator(np.random.Philox(key=[plan.seed, epoch]))
-    order = random.permutation(len(plan.lengths)).astype(np.int64)
+    count = len(plan.lengths)
+    order = random.permutation(count) if plan.draw is None else random.choice(count, count, p=plan.draw)
+    order = order.astype(np.int64)
     if plan.window <= 1:
         return order
     blocks: list[IntArray] = []

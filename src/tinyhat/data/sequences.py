@@ -148,7 +148,7 @@ class Curriculum:
         seed: int,
         world_size: int = 1,
     ) -> None:
-        self.total = steps
+        self.lengths, self.total = lengths, steps
         self.first_rows = np.concatenate([[0], np.cumsum(counts)])
         self.begins = [0, *(round(share * steps) for share in switches)]
         self.plans = [

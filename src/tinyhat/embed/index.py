@@ -63,10 +63,10 @@ def write_index(
         for block in chunks():
             index.add(block)
         # what a search looks at is kept in the file; FAISS's own defaults (1 list, 16 candidates) miss too much
-        if rows > HNSW:
-            faiss.extract_index_ivf(index).nprobe = max(1, lists_of(rows) // 64)
+        if FLAT < rows <= HNSW:
+            faiss.ParameterSpace().set_index_parameter(index, "efSearch", 64)
         elif rows > FLAT:
-            index.hnsw.efSearch = 64
+            faiss.extract_index_ivf(index).nprobe = max(1, lists_of(rows) // 64)
         faiss.write_index(index, str(path))
 
 

@@ -6,6 +6,8 @@ forward: `cu_seqlens` (int32 [S + 1]), `max_seqlen` (int) and `gather` (True: on
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -21,6 +23,20 @@ from tinyhat.encoder.ltg_bert.packed import Relative, attend_disentangled
 NAME = "tinyhat"
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
 SDPA_DTYPES = (torch.float32, torch.float64)  # here SDPA by length is a quarter faster on CPU than our op
+
+
+_softmax: str | None = None
+
+
+@contextmanager
+def softmax_in(kind: str | None) -> Iterator[None]:
+    """Force how packed attention rounds its weights: ``fp32`` (only the output is), ``low`` (to the inputs' dtype)."""
+    global _softmax
+    before, _softmax = _softmax, kind
+    try:
+        yield
+    finally:
+        _softmax = before
 
 
 def attend(
@@ -50,11 +66,23 @@ def attend(
         scale: factor on the scores.
         window: keys at a distance below it are seen; 0: all.
     """
-    if query.is_cuda and query.dtype in VARLEN_DTYPES and query.shape[-1] % 8 == 0 and query.shape[-1] <= 256:
+    if _softmax == "fp32" and query.is_cpu and not window:
+        return _sdpa_by_length(query, key, value, cu_query, cu_key, scale)
+    if (
+        _softmax != "low"
+        and query.is_cuda
+        and query.dtype in VARLEN_DTYPES
+        and query.shape[-1] % 8 == 0
+        and query.shape[-1] <= 256
+    ):
         reach = (window - 1, window - 1) if window else (-1, -1)
         out = varlen_attn(query, key, value, cu_query, cu_key, max_query, max_key, scale=scale, window_size=reach)
         assert isinstance(out, torch.Tensor)  # a pair only where the log-sum-exp is asked for
         return out
+    if query.dtype == torch.float16 and query.is_cpu:  # no fast fp16 products there, see `HalfProducts`
+        q, k, v = query.float(), key.float(), value.float()
+        with torch.autocast("cpu", enabled=False):
+            return attend(q, k, v, cu_query, cu_key, max_query, max_key, scale, window).to(query.dtype)
     if query.dtype in SDPA_DTYPES and not window and not torch.compiler.is_compiling():
         return _sdpa_by_length(query, key, value, cu_query, cu_key, scale)
     keeps = query.requires_grad and torch.is_grad_enabled() and not torch.compiler.is_compiling()

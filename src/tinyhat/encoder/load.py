@@ -16,6 +16,7 @@ from safetensors import SafetensorError
 from tokenizers import Tokenizer
 from transformers import (
     AutoConfig,
+    AutoModelForMaskedLM,
     AutoModelForSequenceClassification,
     AutoTokenizer,
     PreTrainedConfig,
@@ -123,6 +124,21 @@ def load_encoder(
     return encoder
 
 
+def wrap_model(name: str, model: PreTrainedModel, tokenizer: PreTrainedTokenizerFast, config: EncoderConfig) -> Encoder:
+    """Return an Encoder around a classifier built by hand, packed where that is proven right.
+
+    Args:
+        name: how people call it.
+        model: a ``*ForSequenceClassification`` in fp32.
+        tokenizer: its fast tokenizer.
+        config: dropouts apart (the model has its own), as for `load_encoder`.
+
+    Raises:
+        UserError: no fast tokenizer; packing asked for but not possible.
+    """
+    return _build(name, model, tokenizer, config, [])
+
+
 def load_trained(folder: Path, config: EncoderConfig) -> Encoder:
     """Load a classifier that tinyhat, or transformers, saved with its head.
 
@@ -138,6 +154,23 @@ def load_trained(folder: Path, config: EncoderConfig) -> Encoder:
     if notes := _notes(model, report):
         raise UserError(f"{folder} is not a complete classifier ({notes[0]}): train or copy it again")
     return _build(folder.name, model, tokenizer, config, [])
+
+
+def load_masked_lm_model(name: str) -> PreTrainedModel | None:
+    """Return the ``*ForMaskedLM`` of a checkpoint in fp32; None where its head is not in it, or its family has none.
+
+    Args:
+        name: ``minilm``, a folder, or a hub name.
+    """
+    source = _source(name)
+    try:
+        with quiet():
+            model, report = AutoModelForMaskedLM.from_pretrained(
+                source, dtype=torch.float32, output_loading_info=True, ignore_mismatched_sizes=True
+            )
+    except ValueError:
+        return None
+    return None if report["missing_keys"] or report.get("mismatched_keys") else model
 
 
 def load_tokenizer(name: str) -> Tokenizer:

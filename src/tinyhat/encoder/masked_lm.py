@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch.nn import functional
 from transformers import AutoTokenizer, PreTrainedModel, PreTrainedTokenizerFast
 
+from tinyhat.encoder.cross_entropy import token_losses
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.interface import NAME
 from tinyhat.encoder.load import Encoder
@@ -120,8 +120,7 @@ def masked_lm_losses(encoder: Encoder, pack: Pack, device: torch.device) -> torc
         rows=torch.from_numpy(places).to(device),
     ).logits[0]
     targets_M = torch.from_numpy(pack.token_targets[places]).to(device)
-    with torch.autocast(device.type, enabled=False):
-        losses_M = functional.cross_entropy(logits_MV.float(), targets_M, reduction="none")
+    losses_M = token_losses(logits_MV, targets_M)
     return losses_M.new_zeros(pack.documents).index_add(0, torch.from_numpy(owner).to(device), losses_M)
 
 

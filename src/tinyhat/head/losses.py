@@ -6,6 +6,7 @@ import numpy as np
 import torch
 from torch.nn import functional as F
 
+from tinyhat.encoder.forward import to_device
 from tinyhat.types import Targets
 
 
@@ -25,11 +26,11 @@ def document_losses(logits_BL: torch.Tensor, targets: Targets) -> torch.Tensor:
     device = logits.device
     if targets.task == "multi":
         assert targets.indptr is not None
-        label = torch.from_numpy(targets.values.astype(np.int64)).to(device)
-        document = torch.from_numpy(np.repeat(np.arange(len(targets)), np.diff(targets.indptr))).to(device)
+        label = to_device(targets.values.astype(np.int64), device)
+        document = to_device(np.repeat(np.arange(len(targets)), np.diff(targets.indptr)), device)
         # -[y log s(x) + (1 - y) log(1 - s(x))] = softplus(x) - x y: the dense 0/1 matrix is never built
         positive = torch.zeros_like(logits[:, 0]).index_add(0, document, logits[document, label])
         return F.softplus(logits).sum(dim=1) - positive
     if targets.task == "single":
-        return F.cross_entropy(logits, torch.from_numpy(targets.values).to(device), ignore_index=-1, reduction="none")
-    return (logits - torch.from_numpy(targets.values).to(device)).square().mean(dim=1)
+        return F.cross_entropy(logits, to_device(targets.values, device), ignore_index=-1, reduction="none")
+    return (logits - to_device(targets.values, device)).square().mean(dim=1)

@@ -9,6 +9,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tinyhat.encoder.precision import body_parameters
 from tinyhat.types import FloatArray, IntArray
 
 
@@ -27,9 +28,7 @@ def output_layer(model: nn.Module, labels: int) -> nn.Linear:
 
 def head_names(model: nn.Module) -> list[str]:
     """Return the names of the parameters outside the encoder (``base_model_prefix``): the head's."""
-    unwrap = getattr(model, "get_base_model", None)  # a peft wrapper's base_model is the classifier, head and all
-    base = getattr(unwrap() if callable(unwrap) else model, "base_model", None)
-    body = {id(p) for p in base.parameters()} if isinstance(base, nn.Module) else set()
+    body = body_parameters(model)
     return [name for name, p in model.named_parameters() if id(p) not in body]
 
 
@@ -38,14 +37,41 @@ def compute_in_fp32(layer: nn.Linear) -> None:
 
     bf16 has 8 bits: logits near -7 would come in steps of 1/32, thousands of labels would tie, and a regression around
     2,000 would know only every eighth value (R² 0.81 instead of 0.92 in a measurement). The layer is one row a
-    document, so this costs nothing.
+    document, so this costs nothing. Training under a plan whose head is low says so by `low_while_training`.
     """
     layer.forward = MethodType(_fp32_forward, layer)  # type: ignore[method-assign]
 
 
-def _fp32_forward(layer: nn.Linear, hidden_BD: torch.Tensor) -> torch.Tensor:
+def head_modules(model: nn.Module) -> list[nn.Module]:
+    """Return the linear layers and norms outside the encoder, in the model's order (a tied output layer included)."""
+    unwrap = getattr(model, "get_base_model", None)
+    base = getattr(unwrap() if callable(unwrap) else model, "base_model", None)
+    body = {id(m) for m in base.modules()} if isinstance(base, nn.Module) else set()
+    return [m for m in model.modules() if isinstance(m, nn.Linear | nn.LayerNorm) and id(m) not in body]
+
+
+def low_while_training(model: nn.Module, low: bool) -> None:
+    """Let the head compute in training mode as the plan around it says (`low`), or in fp32.
+
+    In fp32 autocast is off in all of the head and inputs are cast: an fp32 layer under autocast would compute in bf16.
+    In evaluation mode the output layer computes in fp32 anyway (`compute_in_fp32`).
+    """
+    for module in head_modules(model):
+        module.low_while_training = low  # type: ignore[assignment,unused-ignore]
+        if not low:
+            module.forward = MethodType(_fp32_forward, module)
+
+
+def _fp32_forward(layer: nn.Linear | nn.LayerNorm, hidden_BD: torch.Tensor) -> torch.Tensor:
+    if layer.training and getattr(layer, "low_while_training", False):
+        return type(layer).forward(layer, hidden_BD)  # type: ignore[arg-type]
+    # a norm may have no weights of its own
+    weight, bias = (None if x is None else x.float() for x in (layer.weight, layer.bias))
     with torch.autocast(hidden_BD.device.type, enabled=False):
-        return functional.linear(hidden_BD.float(), layer.weight, layer.bias)
+        if isinstance(layer, nn.LayerNorm):
+            return functional.layer_norm(hidden_BD.float(), layer.normalized_shape, weight, bias, layer.eps)
+        assert weight is not None
+        return functional.linear(hidden_BD.float(), weight, bias)
 
 
 def start_at_prior(layer: nn.Linear, train_counts: IntArray, documents: int) -> None:

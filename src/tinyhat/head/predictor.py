@@ -48,6 +48,7 @@ class TorchPredictor:
     def logits(self, reading: Reading, progress: Callable[[int], None] | None = None) -> FloatArray:
         """Return float32 [N, L] for a whole reading; `progress` is told the number of documents done."""
         model = self.encoder.model
+        self.numeric_plan.store(model)
         labels = int(model.config.num_labels)
         out = np.zeros((len(reading), labels), dtype=np.float32)
         training = model.training

@@ -19,6 +19,7 @@ from tinyhat.evaluate.per_label import LabelRow, label_table, worst_and_best
 from tinyhat.evaluate.single import confusion
 from tinyhat.report import plots
 from tinyhat.report.figures import label_plots, read_log, regression_plots, run_plots
+from tinyhat.report.forgetting import forgetting_section
 from tinyhat.report.mistakes import multi_mistakes, regression_mistakes, single_mistakes
 from tinyhat.report.numbers import (
     main_rows,
@@ -83,6 +84,7 @@ def build_report(
         "details": _details(manifest, metrics),
         "drawn": drawn,
         "plots": run_plots(read_log(run.log), metrics) if drawn else {},
+        "forgetting": forgetting_section(metrics, drawn),
         "frequent": int(settings["frequent"]),
         "threshold_kind": "value" if decision is None else decision.rule.kind,
     }

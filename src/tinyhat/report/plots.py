@@ -138,6 +138,27 @@ def curve(
         return _svg(figure, name, f"{title} over optimiser steps")
 
 
+def similarity(layer: Points, cosine: Points, cka: Points) -> str:
+    """Draw how alike the states behind every layer are before and after fine-tuning.
+
+    Args:
+        layer: K + 1 numbers, 0 is the embeddings.
+        cosine: mean cosine of a token's states.
+        cka: linear CKA.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    with _figure() as (figure, axes):
+        for values, colour, name in ((cosine, BASE, "cosine"), (cka, MODEL, "CKA")):
+            axes.plot(layer, values, color=colour, marker="o", markersize=3.5, label=name)
+        axes.set_ylim(min(0.0, float(np.min(cosine)) - 0.05), 1.05)
+        axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        axes.legend(loc="lower left", frameon=False, labelcolor=INK, handletextpad=0.5, borderaxespad=0.2)
+        axes.set_xlabel("layer (0: embeddings)")
+        axes.set_title("similarity to the pretrained encoder")
+        return _svg(figure, "forgetting", "Similarity of every layer to the pretrained encoder")
+
+
 def precision_recall(
     precision: Points, recall: Points, chosen: tuple[float, float] | None, baseline: tuple[float, float] | None
 ) -> str:

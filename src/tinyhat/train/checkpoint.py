@@ -70,7 +70,8 @@ def save_checkpoint(
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
-            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = value.detach()
+            # plain ints (LowAdamW, bitsandbytes) become int64 scalars, which no optimiser here keeps as tensors
+            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value).detach()
     path = folder / f"step_{progress.step:08d}"
     with atomic_path(path) as temporary:
         temporary.mkdir()
@@ -141,4 +142,5 @@ def _restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torc
             name, _, field_name = key.removeprefix("optimizer.").rpartition(".")
             parameter = names[name]
             # AdamW keeps its step count beside the weights when fused, on the CPU otherwise
-            optimizer.state[parameter][field_name] = value.to(parameter.device)
+            plain = value.dtype == torch.int64 and value.ndim == 0
+            optimizer.state[parameter][field_name] = int(value) if plain else value.to(parameter.device)

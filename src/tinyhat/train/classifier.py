@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -14,20 +15,25 @@ from tinyhat.config import Config, TuneConfig
 from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
-from tinyhat.encoder.precision import Plan, choose_plan, pick_device
+from tinyhat.encoder.precision import pick_device
 from tinyhat.errors import UserError
+from tinyhat.head.imbalance import build_loss, sampling
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run, atomic_path
+from tinyhat.train.chosen import build_strategies, check_strategies
+from tinyhat.train.forgetting import Forgetting
 from tinyhat.train.loop import Evaluation, Outcome, Trainer
 from tinyhat.train.objective import Classify, Material
 from tinyhat.train.optim import base_rate
+from tinyhat.train.precision import TrainPlan, choose_train_plan, describe
 from tinyhat.train.ranks import is_first
 from tinyhat.tune.decided import decide, label_counts, truth
 from tinyhat.tune.rule import fit_rule
 from tinyhat.types import FloatArray, Scores, Targets
 
 Say = Callable[[str], None]
+Watch = Callable[[float], None]
 
 
 @dataclass(frozen=True)
@@ -37,6 +43,7 @@ class Trained:
     predictor: TorchPredictor
     outcome: Outcome
     facts: dict[str, Any]
+    forgetting: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -44,7 +51,7 @@ class Prepared:
     """What training needs, loaded and found to fit together before any time is spent."""
 
     encoder: Encoder
-    plan: Plan
+    plan: TrainPlan
     device: torch.device
 
 
@@ -64,8 +71,9 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
     Raises:
         UserError: unknown model or plan, too many tokens for the model, a head that cannot learn this task.
     """
+    check_strategies(config.train, dataset.task)
     device = pick_device()
-    plan = choose_plan(config.train.plan, device)
+    plan = choose_train_plan(config.train.plan, device)
     names, tokens, seed = dataset.labels.names, config.reading.max_tokens, config.train.seed
     encoder = load_encoder(config.encoder.model, dataset.task, names, config.encoder, tokens, seed)
     if dataset.task == "regression" and output_layer(encoder.model, len(names)).bias is None:
@@ -75,11 +83,13 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
     say(f"encoder: {encoder.name}, {_parameters(encoder) / 1e6:.1f}M parameters, {encoder.reason}")
     for note in encoder.notes:
         say(f"encoder: {note}")
-    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in fp32")
+    say(f"plan: {plan.name} on {device.type} ({plan.reason}); weights are stored in {describe(plan)['body']}")
     return Prepared(encoder, plan, device)
 
 
-def train_classifier(prepared: Prepared, config: Config, dataset: Dataset, run: Run, resume: bool, say: Say) -> Trained:
+def train_classifier(
+    prepared: Prepared, config: Config, dataset: Dataset, run: Run, resume: bool, say: Say, watch: Watch | None = None
+) -> Trained:
     """Train on the train split and save the classifier into ``run.model``.
 
     Args:
@@ -89,27 +99,18 @@ def train_classifier(prepared: Prepared, config: Config, dataset: Dataset, run: 
         run: the run folder.
         resume: go on from the newest checkpoint.
         say: where remarks for people go.
+        watch: is told every dev value; what it raises ends training.
     """
     encoder, plan, device = prepared.encoder, prepared.plan, prepared.device
     reader = Reader(backend_tokenizer(encoder), config.reading)
-    split = dataset.splits["train"]
-    reading = reader.read_cached(split.texts, split.pairs)
-    targets, mean, std = _standardise(split.targets)
+    predictor = TorchPredictor(encoder, reader, plan.at_prediction(device), device, config.train.pack_tokens)
+    forgetting = _forgetting(prepared, config, say)
+    evaluate = _evaluation(predictor, dataset.splits["dev"], config, watch) if "dev" in dataset.splits else None
+    trainer, mean, std = build_trainer(prepared, config, dataset, run, evaluate)
     layer = output_layer(encoder.model, len(dataset.labels))
-    if dataset.task == "multi" and config.head.prior_bias:
-        start_at_prior(layer, dataset.labels.train_counts, len(split))
-    predictor = TorchPredictor(encoder, reader, plan, device, config.train.pack_tokens)
-    trainer = Trainer(
-        encoder,
-        Classify(encoder, Material(reading, targets, _mean_one(split.weights))),
-        config.train,
-        plan,
-        run,
-        _evaluation(predictor, dataset.splits["dev"], config) if "dev" in dataset.splits else None,
-    )
     rate = base_rate(config.train, int(encoder.model.config.hidden_size))
-    say(f"train: {len(split)} documents, {trainer.steps} steps of {config.train.batch_size}, rate {rate:.2g} "
-        f"(head x {config.train.head_rate:g}), {config.train.schedule} schedule")  # fmt: skip
+    say(f"train: {len(dataset.splits['train'])} documents, {trainer.steps} steps of {config.train.batch_size}, "
+        f"rate {rate:.2g} (head x {config.train.head_rate:g}), {config.train.schedule} schedule")  # fmt: skip
     outcome = trainer.fit(resume, say)
     if dataset.task == "regression":
         fold_scale(layer, mean, std)
@@ -120,8 +121,44 @@ def train_classifier(prepared: Prepared, config: Config, dataset: Dataset, run: 
         "parameters": _parameters(encoder),
         "packed": encoder.packed,
         "reason": encoder.reason,
+        "train_plan": describe(plan),
     }
-    return Trained(predictor, outcome, facts)
+    return Trained(predictor, outcome, facts, forgetting.report() if forgetting else None)
+
+
+def build_trainer(
+    prepared: Prepared, config: Config, dataset: Dataset, run: Run, evaluate: Evaluation | None
+) -> tuple[Trainer, FloatArray, FloatArray]:
+    """Return the loop over the train split, and mean and deviation of regression targets to be folded in at the end.
+
+    Args:
+        prepared: by `prepare`, with the same configuration.
+        config: the whole configuration.
+        dataset: with a train split.
+        run: the run folder.
+        evaluate: measures the dev split while training, or None.
+    """
+    encoder, settings = prepared.encoder, config.train
+    split = dataset.splits["train"]
+    reading = Reader(backend_tokenizer(encoder), config.reading).read_cached(split.texts, split.pairs)
+    targets, mean, std = _standardise(split.targets)
+    if dataset.task == "multi" and config.head.prior_bias:
+        start_at_prior(output_layer(encoder.model, len(dataset.labels)), dataset.labels.train_counts, len(split))
+    material = Material(reading, targets, _mean_one(split.weights))
+    draw = sampling(targets, settings.balanced_sampling)
+    objective = Classify(encoder, material, build_loss(settings, targets), draw)
+    epoch = math.ceil(len(split) / settings.batch_size)
+    strategies = build_strategies(settings, encoder, epoch, run.path / "adapter", prepared.plan, prepared.device)
+    return Trainer(encoder, objective, settings, prepared.plan, run, evaluate, strategies), mean, std
+
+
+def _forgetting(prepared: Prepared, config: Config, say: Say) -> Forgetting | None:
+    """Measure the encoder before training, where the configuration names a text to measure it on."""
+    path = config.train.forgetting
+    if path is None or not is_first():
+        return None
+    say(f"forgetting: the encoder is measured on {path} before and after training")
+    return Forgetting(prepared.encoder, path, prepared.device, config.train.seed)
 
 
 def save_classifier(encoder: Encoder, folder: Path, max_tokens: int, strategy: str) -> None:
@@ -157,15 +194,18 @@ def _mean_one(weights: FloatArray | None) -> FloatArray | None:
     return None if weights is None else (weights / weights.mean()).astype(np.float32)
 
 
-def _evaluation(predictor: TorchPredictor, dev: Split, config: Config) -> Evaluation:
-    """Return the measure taken while training, on a seeded sample of the dev split."""
+def _evaluation(predictor: TorchPredictor, dev: Split, config: Config, watch: Watch | None) -> Evaluation:
+    """Return the measure taken while training, on a seeded sample of the dev split; `watch` is told every value."""
     count = min(len(dev), config.train.evaluate_documents)
     rows = np.sort(np.random.default_rng(config.train.seed).permutation(len(dev))[:count])
     sample = dev.take(rows)
     reading = predictor.reader.read_cached(sample.texts, sample.pairs)
 
     def evaluate() -> tuple[str, float]:
-        return quick_metric(Scores(sample.ids, predictor.logits(reading), sample.targets, predictor.plan))
+        metric, value = quick_metric(Scores(sample.ids, predictor.logits(reading), sample.targets, predictor.plan))
+        if watch is not None:
+            watch(value)
+        return metric, value
 
     return evaluate
 

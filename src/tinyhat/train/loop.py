@@ -16,17 +16,18 @@ from typing import Any
 import torch
 from accelerate import Accelerator
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import LoopConfig
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
-from tinyhat.errors import UserError
 from tinyhat.run import Run
 from tinyhat.train.checkpoint import Progress, load_best, load_checkpoint, save_best, save_checkpoint
 from tinyhat.train.log import Bar, StepLog
 from tinyhat.train.objective import Objective
-from tinyhat.train.optim import build_optimizer, rate_factor, set_rate
+from tinyhat.train.optim import rate_factor, set_rate
+from tinyhat.train.precision import as_train_plan
 from tinyhat.train.ranks import shared, wait
 from tinyhat.train.strategy import Strategy
+from tinyhat.train.update import DivergedError, Update
 from tinyhat.types import Pack
 
 
@@ -65,26 +66,29 @@ class Trainer:
         self,
         encoder: Encoder,
         objective: Objective,
-        config: TrainConfig,
+        config: LoopConfig,
         plan: Plan,
         run: Run,
         evaluate: Evaluation | None = None,
         strategies: Sequence[Strategy] = (),
     ) -> None:
-        self.config, self.plan, self.run, self.objective, self.evaluate = config, plan, run, objective, evaluate
-        self.strategies = strategies
-        # precision is ours (encoder/precision.py): accelerate only places, wraps and reduces
+        self.config, self.run, self.objective, self.evaluate = config, run, objective, evaluate
+        self.plan, self.strategies = as_train_plan(plan), strategies
+        # precision is ours (train/precision.py): accelerate only places, wraps and reduces
         self.accelerator = Accelerator(mixed_precision="no", cpu=not torch.cuda.is_available())
         self.bare = encoder
+        encoder.model.to(self.accelerator.device)  # strategies keep copies of weights where they will be used
         for strategy in strategies:
             strategy.prepare(encoder)
         width = int(encoder.model.config.hidden_size)
-        optimizer = build_optimizer(encoder.model, config, width)
-        model, self.optimizer = self.accelerator.prepare(encoder.model, optimizer)
+        self.update = Update(encoder.model, config, self.plan, width)
+        self.update.check_company(strategies, self.accelerator.num_processes)
+        model, self.optimizer = self.accelerator.prepare(encoder.model, self.update.optimizer)
         self.encoder = replace(encoder, model=model)
         self.steps_plan = objective.step_plan(config, self.accelerator.num_processes)
         self.steps = config.max_steps or self.steps_plan.steps(config.epochs)
         self.progress = Progress()
+        self.factor = lambda step: rate_factor(step, self.steps, config)  # the rate finder takes another
 
     def fit(self, resume: bool, warn: Callable[[str], None]) -> Outcome:
         """Train to the end, from the newest whole checkpoint when `resume` is set.
@@ -122,7 +126,7 @@ class Trainer:
         model.train()
         # dropout depends on (seed, step, rank) and on nothing that happened before: that is what makes resume exact
         torch.manual_seed(_mix(self.config.seed, step, self.accelerator.process_index))
-        set_rate(self.optimizer, rate_factor(step, self.steps, self.config))
+        set_rate(self.optimizer, self.factor(step))
         for strategy in self.strategies:
             strategy.before_step(step)
         batch = self.steps_plan.batch(step)
@@ -136,27 +140,27 @@ class Trainer:
             with nullcontext() if last else self.accelerator.no_sync(model):
                 loss += self._backward(pack, scale if counts else 0.0)
             tokens += pack.tokens if counts else 0
+        self.update.unscale()
         for strategy in self.strategies:
             strategy.after_backward(step)
-        norm = self.accelerator.clip_grad_norm_(model.parameters(), self.config.grad_clip)
-        mean_loss = float(self.accelerator.reduce(loss, "mean"))
-        if not math.isfinite(mean_loss) or not math.isfinite(float(norm)):
-            raise UserError(
-                f"training diverged at step {step + 1} (loss {mean_loss}, gradient norm {float(norm)}); "
+        gradient_norm = self.update.norm(self.accelerator)
+        mean_loss, norm = torch.stack([self.accelerator.reduce(loss, "mean"), gradient_norm.to(loss)]).tolist()
+        if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.update.overflowed(norm)):
+            raise DivergedError(
+                f"training diverged at step {step + 1} (loss {mean_loss}, gradient norm {norm}); "
                 "lower train.learning_rate or set train.plan=fp32, then start again or --resume"
             )
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update.step(self.optimizer, norm)
         for strategy in self.strategies:
             strategy.after_step(step)
-        return self._line(mean_loss, float(norm), len(batch), tokens, time.perf_counter() - begin)
+        return self._line(mean_loss, norm, len(batch), tokens, time.perf_counter() - begin)
 
     def _backward(self, pack: Pack, scale: float) -> torch.Tensor:
         """Add the gradient of one pack; return its share of the effective batch's loss (times world size, for DDP)."""
         with self.plan.context(self.accelerator.device):
             losses = self.objective.losses(self.encoder, pack, self.accelerator.device)
         share = losses.sum() * scale
-        self.accelerator.backward(share)
+        self.update.backward(share, self.accelerator)
         return share.detach()
 
     def _begin(self, resume: bool, warn: Callable[[str], None]) -> None:
@@ -167,6 +171,7 @@ class Trainer:
             warn("no checkpoint was written before the run stopped: training starts at step 0")
             return
         self.progress, kept = found
+        self.update.load_state(kept)
         for i, strategy in enumerate(self.strategies):
             prefix = f"{i}."
             strategy.load_state({k.removeprefix(prefix): t for k, t in kept.items() if k.startswith(prefix)})
@@ -177,6 +182,8 @@ class Trainer:
 
     def _evaluate(self) -> dict[str, Any]:
         assert self.evaluate is not None
+        for strategy in self.strategies:
+            strategy.show()
         metric, value = shared(self.evaluate() if self.accelerator.is_main_process else None)
         best = self.progress.best_value
         if best is None or value > best:
@@ -187,6 +194,8 @@ class Trainer:
             self.progress.worse += 1
             patience = self.config.patience
             self.progress.stopped = patience is not None and self.progress.worse >= patience
+        for strategy in self.strategies:
+            strategy.hide()
         return {"metric": metric, "value": value}
 
     def _due(self, evaluated: bool, saved: float) -> bool:
@@ -197,7 +206,8 @@ class Trainer:
     def _save(self) -> None:
         # the others do not wait: by the clock only rank 0 knows when, and they meet it again in the next step
         if self.accelerator.is_main_process:
-            kept = {f"{i}.{k}": t for i, strategy in enumerate(self.strategies) for k, t in strategy.state().items()}
+            kept = self.update.state()
+            kept |= {f"{i}.{k}": t for i, strategy in enumerate(self.strategies) for k, t in strategy.state().items()}
             save_checkpoint(self.run.checkpoints, self.bare.model, self.optimizer.optimizer, self.progress, kept)
 
     def _tensorboard(self) -> Any:
@@ -213,8 +223,9 @@ class Trainer:
             "step": self.progress.step,
             "epoch": round(self.steps_plan.epoch_of(self.progress.step), 4),
             "loss": loss,
-            "gradient_norm": norm,
+            "gradient_norm": norm if math.isfinite(norm) else None,
             "rate": self.optimizer.param_groups[0]["lr"],
+            **self.update.facts(),
             "documents_per_second": round(documents / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
             "memory_gb": round(peak_memory_gb(), 3),
@@ -222,6 +233,8 @@ class Trainer:
         }
 
     def _outcome(self) -> Outcome:
+        for strategy in self.strategies:
+            strategy.show()
         if self.progress.best_value is not None and self.progress.best_step != self.progress.step:
             wait()  # until rank 0 has written it
             load_best(self.run.checkpoints, self.bare.model)

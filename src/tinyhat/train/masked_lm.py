@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 
-from tinyhat.config import PretrainConfig, TrainConfig
+from tinyhat.config import LoopConfig, PretrainConfig
 from tinyhat.data.masking import Masking, mask_tokens
 from tinyhat.data.packing import Steps, inference_packs
 from tinyhat.data.sequences import Curriculum, Sequences
@@ -70,7 +70,7 @@ class MaskedLM:
         self._step = -1
         self._batch: MaskedBatch | None = None
 
-    def step_plan(self, config: TrainConfig, world_size: int) -> Steps:
+    def step_plan(self, config: LoopConfig, world_size: int) -> Steps:
         """Return the length curriculum over all sequences."""
         own = self.config
         assert own.max_steps is not None

@@ -8,13 +8,16 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
-from tinyhat.config import TrainConfig
+from tinyhat.config import LoopConfig
 from tinyhat.data.packing import StepPlan, Steps, build_pack
 from tinyhat.data.reading import Reading
-from tinyhat.encoder.forward import forward_pack
+from tinyhat.encoder.forward import forward_pack, to_device
 from tinyhat.encoder.load import Encoder
+from tinyhat.head.imbalance import DocumentLoss
 from tinyhat.head.losses import document_losses
 from tinyhat.head.output import compute_in_fp32, output_layer
 from tinyhat.types import FloatArray, IntArray, Pack, Targets
@@ -25,7 +28,7 @@ PADDED_WINDOW = 16  # batches grouped by length together where sequences are pad
 class Objective(Protocol):
     """What the loop asks of a task. What is random in it depends on (seed, step, row) alone, or resume is not exact."""
 
-    def step_plan(self, config: TrainConfig, world_size: int) -> Steps:
+    def step_plan(self, config: LoopConfig, world_size: int) -> Steps:
         """Return which documents each step reads, and in which packs."""
         ...
 
@@ -63,14 +66,22 @@ class Classify:
     Args:
         encoder: the classifier; its output layer is set to compute in fp32.
         material: training documents.
+        loss: logits [B, L] and targets to losses [B] (`head.imbalance`).
+        draw: float64 [N], how often documents are read; None: all alike.
     """
 
-    def __init__(self, encoder: Encoder, material: Material) -> None:
-        self.material = material
+    def __init__(
+        self,
+        encoder: Encoder,
+        material: Material,
+        loss: DocumentLoss = document_losses,
+        draw: npt.NDArray[np.float64] | None = None,
+    ) -> None:
+        self.material, self.loss, self.draw = material, loss, draw
         self.packed, self.first_position = encoder.packed, encoder.first_position
         compute_in_fp32(output_layer(encoder.model, material.targets.width))
 
-    def step_plan(self, config: TrainConfig, world_size: int) -> StepPlan:
+    def step_plan(self, config: LoopConfig, world_size: int) -> StepPlan:
         """Return the seeded plan over all documents; padded encoders get batches of similar length."""
         return StepPlan(
             lengths=self.material.reading.lengths,
@@ -80,6 +91,7 @@ class Classify:
             seed=config.seed,
             world_size=world_size,
             window=1 if self.packed else PADDED_WINDOW,
+            draw=self.draw,
         )
 
     def pack(self, rows: IntArray, step: int) -> Pack:
@@ -93,7 +105,7 @@ class Classify:
         return float(len(rows))
 
     def losses(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
-        """Return the losses of `document_losses`, times the documents' weights."""
+        """Return the losses of `self.loss`, times the documents' weights."""
         assert pack.targets is not None
-        losses = document_losses(forward_pack(encoder, pack, device), pack.targets)
-        return losses if pack.weights is None else losses * torch.from_numpy(pack.weights).to(losses)
+        losses = self.loss(forward_pack(encoder, pack, device), pack.targets)
+        return losses if pack.weights is None else losses * to_device(pack.weights, losses.device).to(losses.dtype)

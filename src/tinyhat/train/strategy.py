@@ -25,6 +25,12 @@ class Strategy:
     def after_step(self, step: int) -> None:
         """After the optimiser has moved the weights in `step`."""
 
+    def show(self) -> None:
+        """Put the weights in place that are measured and kept, where these are not the ones that are trained."""
+
+    def hide(self) -> None:
+        """Put the trained weights back."""
+
     def finish(self) -> None:
         """After the last step, with the chosen weights in place."""
 

@@ -224,14 +224,21 @@ def _backward(grad: torch.Tensor, x: Inputs, kept: list[torch.Tensor] | None) ->
         q, k, v, g = batch.queries(x.query) * x.scale, batch.keys(x.key), batch.keys(x.value), batch.queries(grad)
         positions = _Positions(q, k, x)
         positions.begin_gradients()
-        dq, dk, dv = torch.empty_like(q), torch.zeros_like(k, dtype=exact), torch.zeros_like(v, dtype=exact)
-        for b, r, _ in blocks(q, k, 0):
+        cuts = list(blocks(q, k, 0))
+        whole = cuts[0][1].stop >= q.shape[1]  # no key gets a share from more than one block
+        dq = torch.empty_like(q)
+        dk, dv = (torch.empty_like(t) if whole else torch.zeros_like(t, dtype=exact) for t in (k, v))
+        for b, r, _ in cuts:
             p = _probabilities(q, k, positions, hidden, b, r) if kept is None else next(probabilities)
             ds = torch.bmm(g[b, r], v[b].transpose(1, 2))
             ds = _softmax_backward(ds, p)
             torch.bmm(ds, k[b], out=dq[b, r])
-            dk[b] += torch.bmm(ds.transpose(1, 2), q[b, r])
-            dv[b] += torch.bmm(p.transpose(1, 2), g[b, r])
+            if whole:
+                torch.bmm(ds.transpose(1, 2), q[b], out=dk[b])
+                torch.bmm(p.transpose(1, 2), g[b], out=dv[b])
+            else:
+                dk[b] += torch.bmm(ds.transpose(1, 2), q[b, r])
+                dv[b] += torch.bmm(p.transpose(1, 2), g[b, r])
             positions.add_gradients(ds, b, r)
         positions.finish(q, k, dq, dk, tables)
         batch.store_queries(d_query, dq.mul_(x.scale))

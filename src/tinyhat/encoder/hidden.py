@@ -1,0 +1,106 @@
+"""What an encoder makes of a pack: the states behind every layer, and its masked-LM loss. T tokens, D width."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional
+
+from tinyhat.encoder.load import Encoder, load_masked_lm_model
+from tinyhat.types import NOT_ASKED, IntArray, Pack
+
+
+def plain_batches(encoder: Encoder, pack: Pack, device: torch.device) -> Iterator[tuple[dict[str, Any], IntArray]]:
+    """Yield inputs of the body without any padding, and which tokens of the pack they hold, int64 [n, length].
+
+    One batch of one row where the encoder runs packed, otherwise one batch for each length.
+    """
+    if encoder.packed:
+        inputs: dict[str, Any] = {
+            "input_ids": torch.from_numpy(pack.input_ids).to(device)[None],
+            "position_ids": torch.from_numpy(pack.position_ids).to(device)[None],
+            "cu_seqlens": torch.from_numpy(pack.cu_seqlens).to(device),
+            "max_seqlen": pack.max_seqlen,
+        }
+        yield inputs, np.arange(pack.tokens)[None]
+        return
+    lengths = np.diff(pack.cu_seqlens)
+    for length in np.unique(lengths):
+        where = pack.cu_seqlens[:-1][lengths == length].astype(np.int64)[:, None] + np.arange(length)
+        ids = torch.from_numpy(pack.input_ids[where]).to(device)
+        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, where
+
+
+def hidden_states(encoder: Encoder, pack: Pack, device: torch.device) -> list[torch.Tensor]:
+    """Return the states of every token behind the embeddings and behind every layer, fp32 [T, D] each.
+
+    Args:
+        encoder: on `device`.
+        pack: with positions counted from ``encoder.first_position``.
+        device: where the encoder is.
+    """
+    body = encoder.model.base_model
+    out: list[torch.Tensor] = []
+    for inputs, where in plain_batches(encoder, pack, device):
+        states = body(**inputs, output_hidden_states=True).hidden_states
+        rows = torch.from_numpy(where.reshape(-1)).to(device)
+        for i, state in enumerate(states):
+            if len(out) <= i:
+                out.append(torch.zeros(pack.tokens, state.shape[-1], device=device))
+            out[i][rows] = state.float().flatten(0, 1)
+    return out
+
+
+class MaskedHead:
+    """The masked-LM head of the checkpoint on the body of a classifier: the body is shared, the head stays frozen.
+
+    Args:
+        model: a ``*ForMaskedLM`` whose body is the classifier's.
+        mask_id: of [MASK].
+    """
+
+    def __init__(self, model: nn.Module, mask_id: int) -> None:
+        self.model, self.mask_id = model, mask_id
+
+    def loss(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+        """Return the cross-entropy summed over the tokens of `pack` that are asked for, in nats, fp32.
+
+        Args:
+            encoder: whose body it is.
+            pack: masked, with token targets.
+            device: where the encoder is.
+        """
+        assert pack.token_targets is not None
+        total = torch.zeros((), device=device)
+        for inputs, where in plain_batches(encoder, pack, device):
+            logits = self.model(**inputs).logits.flatten(0, 1)
+            asked = torch.from_numpy(pack.token_targets[where].reshape(-1)).to(device)
+            kept = asked != NOT_ASKED
+            total = total + functional.cross_entropy(logits[kept].float(), asked[kept], reduction="sum")
+        return total
+
+
+def load_masked_lm(encoder: Encoder) -> MaskedHead | None:
+    """Load the checkpoint's masked-LM head onto the encoder's body; None where the checkpoint has none.
+
+    Args:
+        encoder: as `load_encoder` returned it.
+    """
+    mask_id = encoder.tokenizer.mask_token_id
+    if mask_id is None:
+        return None
+    model = load_masked_lm_model(encoder.name)
+    if model is None:
+        return None
+    setattr(model, model.base_model_prefix, encoder.model.base_model)
+    model.tie_weights()
+    body = {id(p) for p in encoder.model.base_model.parameters()}
+    for parameter in model.parameters():
+        if id(parameter) not in body:
+            parameter.requires_grad_(False)
+    model.to(next(encoder.model.parameters()).device)
+    return MaskedHead(model, int(mask_id))
