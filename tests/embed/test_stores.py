@@ -217,6 +217,7 @@ def test_what_is_refused_and_nothing_is_overwritten(bert, source, tmp_path, monk
     refused("is of another model", "u.npy", model=wide, resume=True)
     refused("is of another pooling", "u.npy", resume=True, pooling="max")
     refused("is of another dtype", "u.npy", resume=True, dtype="int8")
+    refused("is of 1 files, not 2", "u.npy", resume=True, shards=2)
     assert hashes(source.parent, "u.") == before
 
 
