@@ -49,10 +49,11 @@ def _measure(folder: Path, options: argparse.Namespace, count: int) -> str:
     process = subprocess.Popen(command, stderr=subprocess.DEVNULL)
     started = 0.0  # the first part is there: loading is over
     parts = out.with_name(out.name + ".parts") / "facts.json"
-    while process.poll() is None and not started:
-        started = time.perf_counter() if parts.exists() else 0.0
+    ended = 0
+    while not ended:  # os.wait4 also tells the peak memory
+        ended, status, usage = os.wait4(process.pid, os.WNOHANG)
+        started = started or (time.perf_counter() if parts.exists() else 0.0)
         time.sleep(0.01)
-    _, status, usage = os.wait4(process.pid, 0)
     if status:
         raise SystemExit(f"tinyhat embed ended with {status}")
     seconds = time.perf_counter() - begin

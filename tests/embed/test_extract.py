@@ -203,3 +203,18 @@ def test_pooled_wants_a_trained_classifier(bert, tmp_path):
     AutoTokenizer.from_pretrained(bert).save_pretrained(tmp_path)
     with pytest.raises(UserError, match="no trained classifier"):
         load_embedder(tmp_path, layers="pooled")
+
+
+@pytest.mark.filterwarnings("ignore")  # of sentence-transformers' own imports
+def test_poolings_are_those_of_sentence_transformers(bert):
+    from sentence_transformers.models import Pooling
+
+    states = load_embedder(bert, plan="fp32").hidden_states(TEXTS)
+    names = {"mean": "mean", "max": "max", "cls": "cls", "last": "lasttoken", "mean_sqrt": "mean_sqrt_len_tokens"}
+    for ours, theirs in (names | {"weighted": "weightedmean"}).items():
+        batch = {
+            "token_embeddings": torch.from_numpy(states[-1]),
+            "attention_mask": torch.from_numpy(states.attention_mask),
+        }
+        expected = Pooling(32, pooling_mode=theirs)(batch)["sentence_embedding"].numpy()
+        np.testing.assert_allclose(load_embedder(bert, plan="fp32", pooling=ours).embed(TEXTS), expected, atol=2e-6)

@@ -217,6 +217,7 @@ def test_what_is_refused_and_nothing_is_overwritten(bert, source, tmp_path, monk
     refused("is of another model", "u.npy", model=wide, resume=True)
     refused("is of another pooling", "u.npy", resume=True, pooling="max")
     refused("is of another dtype", "u.npy", resume=True, dtype="int8")
+    refused("is of 1 files, not 2", "u.npy", resume=True, shards=2)
     assert hashes(source.parent, "u.") == before
 
 
@@ -273,7 +274,7 @@ def test_stores_that_do_not_belong_together(bert, source):
 def test_indexes_of_every_size_are_the_same_twice(tmp_path, monkeypatch):
     import faiss
 
-    vectors = np.random.default_rng(0).standard_normal((1200, 8)).astype(np.float32)
+    vectors = np.random.default_rng(0).standard_normal((600, 8)).astype(np.float32)
 
     def chunks():
         return iter(np.split(vectors, 3))
@@ -289,11 +290,11 @@ def test_indexes_of_every_size_are_the_same_twice(tmp_path, monkeypatch):
         for name, value in (("FLAT", flat), ("HNSW", hnsw), ("IVF", ivf)):
             monkeypatch.setattr(index, name, value)
         for name in ("a", "b"):
-            index.write_index(tmp_path / name, 1200, 8, chunks, normalized=False)
+            index.write_index(tmp_path / name, 600, 8, chunks, normalized=False)
         assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
         found = faiss.read_index(str(tmp_path / "a"))
         assert isinstance(found, kind)
-        assert found.ntotal == 1200
+        assert found.ntotal == 600
         _, near = found.search(vectors[:200], 10)
         assert np.mean([i in row for i, row in enumerate(near)]) > 0.5
 

@@ -27,11 +27,16 @@ def describe_index(rows: int, columns: int) -> str:
         return "Flat"
     if rows <= HNSW:
         return "HNSW32"
-    lists = 1 << round(float(np.log2(4 * rows**0.5)))
+    lists = lists_of(rows)
     if rows <= IVF:
         return f"IVF{lists},Flat"
     pieces = next(m for m in range(max(1, columns // 4), 0, -1) if columns % m == 0)
     return f"IVF{lists},PQ{pieces}"
+
+
+def lists_of(rows: int) -> int:
+    """Return the number of inverted lists for `rows` vectors, a power of two."""
+    return 1 << round(float(np.log2(4 * rows**0.5)))
 
 
 def write_index(
@@ -57,6 +62,11 @@ def write_index(
             index.train(_sample(chunks, rows, PER_CENTROID * max(lists.nlist, 256)))
         for block in chunks():
             index.add(block)
+        # what a search looks at is kept in the file; FAISS's own defaults (1 list, 16 candidates) miss too much
+        if FLAT < rows <= HNSW:
+            faiss.ParameterSpace().set_index_parameter(index, "efSearch", 64)
+        elif rows > FLAT:
+            faiss.extract_index_ivf(index).nprobe = max(1, lists_of(rows) // 64)
         faiss.write_index(index, str(path))
 
 

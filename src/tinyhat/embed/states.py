@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tinyhat.embed.choice import Layers
-from tinyhat.encoder.forward import forward_pack, length_groups, rectangle
+from tinyhat.encoder.forward import forward_pack, length_groups, rectangle, to_device
 from tinyhat.encoder.load import Encoder
 from tinyhat.head.output import output_layer
 from tinyhat.types import Pack
@@ -28,9 +28,9 @@ def layer_states(encoder: Encoder, pack: Pack, device: torch.device, every: bool
     body = encoder.model.base_model
     if encoder.packed:
         out = body(
-            input_ids=torch.from_numpy(pack.input_ids).to(device)[None],
-            position_ids=torch.from_numpy(pack.position_ids).to(device)[None],
-            cu_seqlens=torch.from_numpy(pack.cu_seqlens).to(device),
+            input_ids=to_device(pack.input_ids, device)[None],
+            position_ids=to_device(pack.position_ids, device)[None],
+            cu_seqlens=to_device(pack.cu_seqlens, device),
             max_seqlen=pack.max_seqlen,
             output_hidden_states=every,
         )
