@@ -28,6 +28,7 @@ __all__ = [
     "load",
     "predict",
     "pretrain",
+    "arena",
     "sweep",
     "train",
     "tune",
@@ -40,7 +41,7 @@ _HOMES = {
     "load": "tinyhat.predict",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo", "sweep")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "demo", "sweep", "arena")
 
 
 def __getattr__(name: str) -> Any:

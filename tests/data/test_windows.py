@@ -56,11 +56,11 @@ def test_windows_hold_the_texts_tokens_between_its_special_tokens(texts, size, d
 
 
 def test_a_title_is_repeated_in_further_windows_only():
-    text = "law court\n" + "fish " * 40
-    reading = reader(strategy="windows", max_tokens=12, title_tokens=4).read([text])
+    text = "law court\n" + "fish " * 60
+    reading = reader(strategy="windows", max_tokens=24, title_tokens=10).read([text])
     ids = [reading.input_ids[a:b].tolist() for a, b in zip(reading.indptr, reading.indptr[1:], strict=False)]
     title = TOKENIZER("law court", add_special_tokens=False)["input_ids"]
-    body = TOKENIZER("fish " * 40, add_special_tokens=False)["input_ids"]
+    body = TOKENIZER("fish " * 60, add_special_tokens=False)["input_ids"]
     assert len(ids) > 2
     assert all(window[1 : 1 + len(title)] == title for window in ids)
     assert [t for window in ids for t in window[1 + len(title) : -1]][: len(body)]

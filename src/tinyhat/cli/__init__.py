@@ -13,7 +13,7 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, evaluate, experiment, predict, pretrain, sweep, train, tune
+from tinyhat.cli import arena, check, demo, evaluate, experiment, predict, pretrain, sweep, train, tune
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -49,6 +49,7 @@ for verb, command in (
     ("evaluate", evaluate.command),
     ("predict", predict.command),
     ("pretrain", pretrain.command),
+    ("arena", arena.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)

@@ -1,4 +1,4 @@
-"""Reading: documents become token ids once, cut to what the encoder reads or into windows, with a count of what was cut.
+"""Reading: documents become token ids once, cut to what the encoder reads or into windows.
 
 The special tokens come from the tokenizer's own template, so that a document read whole or by its head gives exactly
 the ids that the Hugging Face tokenizer gives with ``truncation=True``.
@@ -105,7 +105,7 @@ def window_spans(length: int, room: int, step: int, title: int = 0) -> list[tupl
     """
     spans = [(0, min(length, room))]
     while spans[-1][1] < length:
-        begin = spans[-1][0] + step
+        begin = spans[-1][1] - (room - title) + step  # the first window is longer and counts from its end
         spans.append((begin, min(length, begin + room - title)))
     return spans
 
@@ -154,8 +154,8 @@ class Reader:
         self._step = config.stride or room - config.title_tokens
         if config.strategy == "windows" and not 0 < self._step <= room - config.title_tokens:
             raise UserError(
-                f"reading.stride = {self._step} with reading.title_tokens = {config.title_tokens} leaves tokens between "
-                f"windows of {room} tokens unread: their sum must be at most {room}"
+                f"reading.stride = {self._step} with reading.title_tokens = {config.title_tokens} leaves tokens unread "
+                f"between windows of {room} tokens: their sum must be at most {room}"
             )
 
     def read(self, texts: Sequence[str], pairs: Sequence[str] | None = None, offsets: bool = False) -> Reading:
@@ -219,7 +219,7 @@ class Reader:
     def _choose(self, encoding: Encoding, text: str, room: int) -> IntArray:
         strategy = self.config.strategy
         if strategy in RANKINGS and len(encoding) > room:
-            return choose_important(_offsets(encoding), text, room, strategy)  # type: ignore[arg-type]
+            return choose_important(_offsets(encoding), text, room, strategy)
         return choose_tokens(len(encoding), room, self.config)
 
     def _windows(self, encoding: Encoding, text: str, room: int) -> list[IntArray]:
