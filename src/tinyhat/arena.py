@@ -10,7 +10,7 @@ import math
 import multiprocessing
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import redirect_stderr, redirect_stdout
 from dataclasses import dataclass, replace
@@ -69,6 +69,38 @@ class Entry:
     def path(self) -> Path:
         """Its run folder."""
         return self.folder / "arms" / self.arm / f"seed_{self.seed}"
+
+
+def arena(
+    data: str | Path,
+    out: str | Path,
+    arms: Sequence[str] = (),
+    seeds: int = 3,
+    tokens: int | None = None,
+    minutes: float | None = None,
+    min_tokens: int = 0,
+    settings: Mapping[str, Any] | None = None,
+    say: Say = print,
+) -> dict[str, Any]:
+    """Compare ways of reading long documents: ``tinyhat.arena("laws.csv", "arenas/laws", minutes=10)``.
+
+    Args:
+        data: file, folder, corpus name or hub name, as on the command line.
+        out: the arena folder; an arena that was stopped goes on.
+        arms: names of arms; none: the usual ones.
+        seeds: trainings of every arm.
+        tokens: budget of one training, or `minutes` instead.
+        minutes: of training steps, by the clock.
+        min_tokens: only documents at least so long take part.
+        settings: dotted configuration keys and their values, for all arms.
+        say: where remarks go.
+
+    Raises:
+        UserError: as `tinyhat.arena.arena_config`.
+    """
+    config = build_config(None, {**(settings or {}), "data.path": str(data)})
+    budget = Budget(tokens, None if minutes is None else 60 * minutes)
+    return arena_config(config, Path(out), arms or DEFAULT, seeds, budget, min_tokens, 1, say)
 
 
 def arena_config(
@@ -262,4 +294,4 @@ def latency(run: Path, texts: Sequence[str]) -> float:
     return float(np.median(spent[1:]))
 
 
-make_callable(__name__, "arena")
+make_callable(__name__, "arena", __name__)

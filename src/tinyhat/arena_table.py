@@ -76,8 +76,8 @@ def conclude(out: Path, arms: Sequence[str], seeds: int, settings: Mapping[str, 
 def resampled(folder: Path, resamples: int) -> tuple[float, np.ndarray]:
     """Return the main metric of a run on its main split, and float64 [resamples] of it under the bootstrap.
 
-    On dev, where the rule was fitted, decisions are cross-fitted. The resamples depend on the number of documents alone,
-    so that those of two arms are paired.
+    On dev, where the rule was fitted, decisions are cross-fitted. The resamples depend on the number of documents
+    alone, so that those of two arms are paired.
     """
     run, split = Run(folder), read_json(folder / "metrics.json")["split"]
     scores = read_scores(run.scores, split)
@@ -113,7 +113,8 @@ def table(result: Mapping[str, Any]) -> str:
     """Return the arena as a Markdown table, best arm first."""
     metric, base = result["metric"], result["compared_with"]
     lines = [
-        f"| arm | {metric} ({result['split']}) | minus {base} [95%] | p | train s | steps | peak GB | ms alone | read |",
+        f"| arm | {metric} ({result['split']}) | minus {base} [95%] | p | train s | steps | peak GB | ms alone | "
+        "read |",
         "|---|---|---|---|---|---|---|---|---|",
     ]
     for arm, row in sorted(result["arms"].items(), key=lambda item: -item[1]["mean"]):

@@ -68,7 +68,7 @@ def command(
         raise UserError("--windows and --truncation exclude each other: documents are read whole, or cut")
     rest = {
         "encoder.model": model,
-        "reading.max_tokens": max_tokens,
+        "reading.max_tokens": max_tokens or extend_positions,
         "reading.strategy": "windows" if windows else truncation,
         "reading.vote": vote,
         "reading.stride": stride,
