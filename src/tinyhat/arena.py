@@ -138,6 +138,7 @@ def arena_config(
         raise UserError("an arena needs one budget: give --tokens N or --minutes M")
     settings: dict[str, Any] = {"config": config.model_dump(mode="json"), "tokens": budget.tokens}
     settings |= {"seconds": budget.seconds, "min_tokens": min_tokens}
+    read_dataset(config.data, 0)  # what is wrong with the data is said once, before any process starts
     _claim(out, settings)
     entries = [Entry(out, arm, seed) for seed in range(seeds) for arm in arms]
     todo = [entry for entry in entries if not (entry.path / "arm.json").exists()]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -29,7 +31,7 @@ def test_every_token_is_covered_in_order(length, room, step, title):
     spans = window_spans(length, room, step, title)
     assert spans[0][0] == 0
     assert spans[-1][1] == length
-    for (begin, end), (after, last) in zip(spans, spans[1:], strict=False):
+    for (begin, end), (after, last) in itertools.pairwise(spans):
         assert begin < after <= end < last, "the next window begins where the last one ended or before, and goes on"
         assert last - after <= room - title
 

@@ -28,8 +28,8 @@ from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.hub import hub_source
-from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.long import extend_positions, long_notes
+from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
 from tinyhat.encoder.quiet import quiet
 from tinyhat.errors import UserError, did_you_mean, missing_extra

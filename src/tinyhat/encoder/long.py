@@ -1,4 +1,4 @@
-"""Encoders made for long documents, and BERTs made longer: global attention, block-sparse attention, tiled positions."""
+"""Encoders made for long documents, and BERTs made longer: global and block-sparse attention, tiled positions."""
 
 from __future__ import annotations
 
