@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -74,6 +75,8 @@ def test_a_loaded_run_scores_as_the_trained_one_and_tells_what_it_read(tmp_path,
 def test_windows_of_documents_that_fit_one_give_exactly_the_plain_result(tmp_path):
     model = save_tiny(tmp_path / "m", "bert")
     dataset = tiny_dataset(tmp_path / "data", "multi", train=24, dev=12, test=0)
+    short = {n: replace(s, texts=[" ".join(t.split()[:6]) for t in s.texts]) for n, s in dataset.splits.items()}
+    dataset = replace(dataset, splits=short)
     logits = []
     for strategy in ("head", "windows"):
         changes = {"reading.max_tokens": 60, "reading.strategy": strategy}
