@@ -158,6 +158,25 @@ def test_peft() -> None:
     assert_same(gradients(models[1], logits), gradients(models[0], expected))
 
 
+def test_the_op_computes_outside_autocast(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Inside it CUDA makes the softmax fp32, and its product with bf16 values fails (seen on an H200)."""
+    seen = []
+    whole = packed._probabilities
+
+    def watched(*arguments):
+        seen.append(torch.is_autocast_enabled("cpu"))
+        return whole(*arguments)
+
+    monkeypatch.setattr(packed, "_probabilities", watched)
+    model = ltg_model()
+    assert install_packing(model, 0, None, {0}) == ""
+    seen.clear()
+    with torch.autocast("cpu", torch.bfloat16):
+        model(**ltg_pack(ltg_sequences())).logits.sum().backward()
+    assert seen
+    assert not any(seen)
+
+
 def test_bf16_autocast_is_near() -> None:
     model = install(ltg_model())
     pack = ltg_pack(ltg_sequences())

@@ -7,8 +7,9 @@ rows ask), H heads, D width of a head, P relative positions.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from functools import wraps
+from typing import Any, ParamSpec, TypeVar
 
 import torch
 
@@ -16,6 +17,8 @@ from tinyhat.encoder.attention import KEEP_BYTES, Group, attention_bytes, blocks
 from tinyhat.encoder.ltg_bert.batches import Inputs, PaddedBatch
 from tinyhat.encoder.ltg_bert.flex import attend_flex
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Relative = tuple[torch.Tensor, torch.Tensor, torch.Tensor]  # asked [H, P, D], asking [H, P, D], table [2 M - 1]
 CUDA_WAY = "blocks"  # or "flex", which writes no scores to memory but adds gradients of positions one by one
 Gradients = tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]
@@ -198,6 +201,18 @@ def _batches(x: Inputs) -> Iterator[tuple[Group | PaddedBatch, torch.Tensor | No
         yield from ((group, None) for group in groups(x.cu_query, x.cu_key))
 
 
+def _as_given(function: Callable[P, R]) -> Callable[P, R]:
+    """Compute in the dtypes of the inputs: on CUDA autocast makes a softmax fp32, and its product with bf16 fails."""
+
+    @wraps(function)
+    def inside(*args: P.args, **kwargs: P.kwargs) -> R:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return function(*args, **kwargs)
+
+    return inside
+
+
+@_as_given
 def _forward(x: Inputs, kept: list[torch.Tensor] | None) -> torch.Tensor:
     """Return the output; the probabilities of every block are appended to `kept`."""
     out = torch.empty_like(x.query, memory_format=torch.contiguous_format)
@@ -214,6 +229,7 @@ def _forward(x: Inputs, kept: list[torch.Tensor] | None) -> torch.Tensor:
     return out
 
 
+@_as_given
 def _backward(grad: torch.Tensor, x: Inputs, kept: list[torch.Tensor] | None) -> Gradients:
     """Return the five gradients; probabilities come from `kept`, in the order of the forward pass, or are computed."""
     probabilities = iter(kept or ())
