@@ -124,7 +124,8 @@ class Classify:
         document's voted logits.
         """
         assert pack.targets is not None
-        if self.material.reading.windows is None:
+        # one window each: the plain path, bit by bit (a gradient through the mean of one rounds differently)
+        if len(pack.sequence_doc) == pack.documents and vote_of(encoder.model) is None:
             losses = self.loss(forward_pack(encoder, pack, device), pack.targets)
         else:
             losses = self._window_losses(encoder, pack, pack.targets, device)
