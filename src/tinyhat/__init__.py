@@ -21,6 +21,7 @@ __all__ = [
     "Classifier",
     "TinyhatClassifier",
     "UserError",
+    "arena",
     "check",
     "demo",
     "embed",
@@ -47,7 +48,7 @@ _HOMES = {
     "search": "tinyhat.embed.search",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo", "sweep")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo", "sweep", "arena")
 
 
 def __getattr__(name: str) -> Any:

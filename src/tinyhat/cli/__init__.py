@@ -14,6 +14,7 @@ from safetensors import SafetensorError
 
 from tinyhat import __version__
 from tinyhat.cli import (
+    arena,
     check,
     demo,
     embed,
@@ -67,6 +68,7 @@ for verb, command in (
     ("layers", layers.command),
     ("search", search.command),
     ("export", export.command),
+    ("arena", arena.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from tinyhat.encoder.load import Encoder
+from tinyhat.encoder.long import long_inputs
 from tinyhat.types import IntArray, Pack
 
 MAX_PADDING = 0.15  # share of padding in a padded batch before it is split
@@ -94,4 +95,4 @@ def rectangle(
     }
     if pack.token_type_ids is not None and encoder.takes_token_types:
         inputs["token_type_ids"] = to_device(np.where(real, pack.token_type_ids[source], 0), device)
-    return inputs
+    return inputs | long_inputs(encoder.model, inputs["attention_mask"])

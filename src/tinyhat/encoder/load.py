@@ -28,6 +28,7 @@ from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.hub import hub_source
+from tinyhat.encoder.long import extend_positions, long_notes
 from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
 from tinyhat.encoder.quiet import quiet
@@ -115,7 +116,9 @@ def load_encoder(
         notes = check_transfer(f"encoder.model = {name!r}", model, report, fresh_head=True).lines()
     else:
         notes = _notes(model, report)
-    encoder = _build(name, model, tokenizer, config, notes)
+    if config.extend_positions is not None:
+        extend_positions(model, config.extend_positions, _first_position(model))
+    encoder = _build(name, model, tokenizer, config, [*notes, *long_notes(model, max_tokens)])
     if encoder.max_positions is not None and max_tokens > encoder.max_positions:
         raise UserError(
             f"reading.max_tokens = {max_tokens} is more than the {encoder.max_positions} positions of {name}: "
@@ -381,6 +384,8 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
 def _first_position(model: PreTrainedModel) -> int:
     """The RoBERTa family counts positions from padding_idx + 1 (``create_position_ids_from_input_ids``)."""
     embeddings = getattr(model.base_model, "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+    if hasattr(embeddings, "create_position_ids_from_input_ids") or hasattr(
+        embeddings, "create_position_ids_from_inputs_embeds"
+    ):
         return int(embeddings.padding_idx) + 1  # type: ignore[union-attr]
     return 0
