@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -18,6 +18,9 @@ from tinyhat.types import Document, FloatArray, Prediction, Predictor
 from tinyhat.verb import make_callable
 
 make_callable(__name__, "predict")
+
+if TYPE_CHECKING:
+    from tinyhat.embed.hidden import HiddenStates
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
 PACK_TOKENS = 8192  # as in training: the logits of one document may differ in the last bits between pack shapes
@@ -59,6 +62,23 @@ class Classifier:
         """Return float32 [N, L] logits."""
         rows = [p.logits for p in self.predictor.predict_logits(iter(_documents(texts))) if p.logits is not None]
         return np.stack(rows) if rows else np.zeros((0, len(self.labels)), np.float32)
+
+    def hidden_states(self, texts: Sequence[str]) -> HiddenStates:
+        """Return the states of every layer, with the conventions of stock transformers.
+
+        Args:
+            texts: B texts; each is cut at the encoder's max tokens.
+
+        Raises:
+            UserError: the linear model has none; not a list of texts.
+        """
+        from tinyhat.embed.embedder import Embedder
+        from tinyhat.head.predictor import TorchPredictor
+
+        if not isinstance(self.predictor, TorchPredictor):
+            raise UserError("the linear model has no hidden states: load a run of an encoder")
+        plan, tokens = self.predictor.plan, int(self.decision.reading["max_tokens"])
+        return Embedder(self.predictor.encoder, max_tokens=tokens, plan=plan).hidden_states(texts)
 
     def results(self, documents: Iterable[Document], top_k: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield one result per document, in input order, in flat memory.

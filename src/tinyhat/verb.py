@@ -9,7 +9,7 @@ from typing import Any
 
 
 def make_callable(module: str, function: str, home: str = "tinyhat.verbs") -> None:
-    """Make the imported `module` callable; a call goes to `function` of `home`, imported then.
+    """Make the imported `module` callable; a call goes to `function` of the module `home`, imported then.
 
     Folder and verb are one word here, and Python gives a package one attribute per name: the folder has to be both.
     """

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from tests.tiny.models import PACKED, PADDED, save_tiny
 
 from tinyhat.config import EncoderConfig
-from tinyhat.encoder.forward import MAX_PADDING, _length_groups, forward_pack
+from tinyhat.encoder.forward import MAX_PADDING, forward_pack, length_groups
 from tinyhat.encoder.load import Encoder, load_encoder
 from tinyhat.types import Pack
 
@@ -61,9 +61,9 @@ def test_equals_one_by_one(tmp_path: Path, family: str, path: str) -> None:
 
 
 @given(st.lists(st.integers(1, 100), min_size=1, max_size=60))
-def test_length_groups_cover_everything_with_little_padding(lengths: list[int]) -> None:
+def testlength_groups_cover_everything_with_little_padding(lengths: list[int]) -> None:
     ordered = np.sort(np.array(lengths))[::-1]
-    groups = [ordered[g] for g in _length_groups(ordered)]
+    groups = [ordered[g] for g in length_groups(ordered)]
     assert np.concatenate(groups).tolist() == ordered.tolist()
     for group in groups:
         assert 1 - group.sum() / (group.max() * len(group)) <= MAX_PADDING + 1e-9

@@ -13,11 +13,26 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import arena, check, demo, evaluate, experiment, predict, pretrain, sweep, train, tune
+from tinyhat.cli import (
+    arena,
+    check,
+    demo,
+    embed,
+    evaluate,
+    experiment,
+    export,
+    layers,
+    predict,
+    pretrain,
+    search,
+    sweep,
+    train,
+    tune,
+)  # fmt: skip
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-DISK_FULL = "the disk is full{}: free some space and run again (train: with --resume)"
+DISK_FULL = "the disk is full{}: free some space and run again (train and embed: with --resume)"
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -50,6 +65,10 @@ for verb, command in (
     ("predict", predict.command),
     ("pretrain", pretrain.command),
     ("arena", arena.command),
+    ("embed", embed.command),
+    ("layers", layers.command),
+    ("search", search.command),
+    ("export", export.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)

@@ -51,13 +51,13 @@ def _packed(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
 def _padded(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
     lengths = np.diff(pack.cu_seqlens).astype(np.int64)
     order = np.argsort(-lengths, kind="stable")
-    groups = _length_groups(lengths[order])
+    groups = length_groups(lengths[order])
     logits = [_rectangle(encoder, pack, order[group], lengths, device) for group in groups]
     back = to_device(np.argsort(order), device)
     return torch.cat(logits)[back]
 
 
-def _length_groups(descending: IntArray) -> list[slice]:
+def length_groups(descending: IntArray) -> list[slice]:
     """Cut sequences sorted by falling length into batches with at most MAX_PADDING of padding."""
     groups, begin, tokens = [], 0, 0
     for end, length in enumerate(descending):
@@ -71,6 +71,21 @@ def _length_groups(descending: IntArray) -> list[slice]:
 def _rectangle(
     encoder: Encoder, pack: Pack, sequences: IntArray, lengths: IntArray, device: torch.device
 ) -> torch.Tensor:
+    return encoder.model(**rectangle(encoder, pack, sequences, lengths, device)).logits
+
+
+def rectangle(
+    encoder: Encoder, pack: Pack, sequences: IntArray, lengths: IntArray, device: torch.device
+) -> dict[str, torch.Tensor]:
+    """Return some sequences of a pack as a padded batch: the keywords of a stock forward, each [B, longest].
+
+    Args:
+        encoder: says what pads, and whether token types are known.
+        pack: holds them.
+        sequences: int64 [B], which.
+        lengths: int64 [S], tokens of every sequence of the pack.
+        device: where the batch goes.
+    """
     within = np.arange(lengths[sequences].max())
     real = within < lengths[sequences, None]
     source = np.where(real, pack.cu_seqlens[sequences, None] + within, 0)
@@ -80,5 +95,4 @@ def _rectangle(
     }
     if pack.token_type_ids is not None and encoder.takes_token_types:
         inputs["token_type_ids"] = to_device(np.where(real, pack.token_type_ids[source], 0), device)
-    inputs |= long_inputs(encoder.model, inputs["attention_mask"])
-    return encoder.model(**inputs).logits
+    return inputs | long_inputs(encoder.model, inputs["attention_mask"])

@@ -1,0 +1,114 @@
+"""Embedding side by side with sentence-transformers: the same documents, both truncating, arms in turn.
+
+    python benchmarks/embed.py --source ../shared/data/eurlex57k --documents 256
+
+Documents per second are medians over rounds; cosines are to the vectors of sentence-transformers in fp32.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from results import record
+from sentence_transformers import SentenceTransformer
+
+from tinyhat.config import build_config
+from tinyhat.data.read import read_dataset
+from tinyhat.embed.embedder import load_embedder
+from tinyhat.encoder.load import _source
+from tinyhat.types import FloatArray
+
+REFERENCE = "sentence-transformers fp32"
+
+
+def main() -> None:
+    """Time the arms and print the table, or with --json one JSON object."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", help="EURLEX57K: folder or zip; without it pydocs")
+    parser.add_argument("--model", default="minilm")
+    parser.add_argument("--documents", type=int, default=256)
+    parser.add_argument("--tokens", type=int, default=512)
+    parser.add_argument("--rounds", type=int, default=5, help="measured, after one that is not")
+    parser.add_argument("--batch", type=int, default=32, help="of sentence-transformers; 32 is its default")
+    parser.add_argument("--json", action="store_true")
+    parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
+    options = parser.parse_args()
+    result = run(options)
+    if options.record:
+        record("embed", table(result))
+    print(json.dumps(result) if options.json else table(result))
+
+
+def run(options: argparse.Namespace) -> dict:
+    """Return documents a second and cosines of every arm."""
+    settings = {"data.path": "eurlex57k" if options.source else "pydocs", "data.source": options.source}
+    config = build_config(None, settings | {"data.limit": options.documents})
+    texts = list(read_dataset(config.data, 0).splits["train"].texts[: options.documents])
+    arms: dict[str, Callable[[], FloatArray]] = {
+        REFERENCE: _sentence_transformers(options, texts, torch.float32),
+        "sentence-transformers bf16": _sentence_transformers(options, texts, torch.bfloat16),
+        "tinyhat": _tinyhat(options, texts, exact=False),
+        "tinyhat --exact": _tinyhat(options, texts, exact=True),
+    }
+    seconds: dict[str, list[float]] = {name: [] for name in arms}
+    vectors: dict[str, FloatArray] = {}
+    for step in range(options.rounds + 1):
+        for name, arm in arms.items():
+            begin = time.perf_counter()
+            vectors[name] = arm()
+            if step:
+                seconds[name].append(time.perf_counter() - begin)
+    rates = {name: len(texts) / statistics.median(s) for name, s in seconds.items()}
+    cosines = {name: np.einsum("nd,nd->n", v, vectors[REFERENCE], dtype=np.float64) for name, v in vectors.items()}
+    return {
+        "documents": len(texts),
+        "tokens": options.tokens,
+        "threads": torch.get_num_threads(),
+        "documents_per_second": rates,
+        "spread": {name: [len(texts) / max(s), len(texts) / min(s)] for name, s in seconds.items()},
+        "cosine_median": {name: float(np.median(c)) for name, c in cosines.items()},
+        "cosine_least": {name: float(c.min()) for name, c in cosines.items()},
+    }
+
+
+def table(result: dict) -> str:
+    """Return the result as lines of text."""
+    rates = result["documents_per_second"]
+    others = [name for name in rates if name.startswith("sentence")]
+    lines = [f"{result['documents']} documents, at most {result['tokens']} tokens, {result['threads']} threads"]
+    heads = f"{'arm':28}{'documents/s':>12}{'slowest..fastest':>18}{'x st fp32':>11}{'x st bf16':>11}"
+    lines.append(f"{heads}{'cosine':>10}{'least':>10}")
+    for name, rate in rates.items():
+        low, high = result["spread"][name]
+        ratios = "".join(f"{rate / rates[other]:11.2f}" for other in others)
+        cosine, least = result["cosine_median"][name], result["cosine_least"][name]
+        lines.append(f"{name:28}{rate:12.2f}{f'{low:.2f}..{high:.2f}':>18}{ratios}{cosine:10.6f}{least:10.6f}")
+    return "\n".join(lines)
+
+
+def _sentence_transformers(
+    options: argparse.Namespace, texts: list[str], dtype: torch.dtype
+) -> Callable[[], FloatArray]:
+    model = SentenceTransformer(str(_source(options.model)), model_kwargs={"dtype": dtype})
+    model.max_seq_length = options.tokens
+
+    def arm() -> FloatArray:
+        found = model.encode(texts, batch_size=options.batch, normalize_embeddings=True, show_progress_bar=False)
+        return np.asarray(found, np.float32)
+
+    return arm
+
+
+def _tinyhat(options: argparse.Namespace, texts: list[str], exact: bool) -> Callable[[], FloatArray]:
+    embedder = load_embedder(options.model, max_tokens=options.tokens, long="truncate", normalize=True, exact=exact)
+    return lambda: embedder.embed(texts)
+
+
+if __name__ == "__main__":
+    main()
