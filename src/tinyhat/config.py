@@ -74,6 +74,9 @@ class EncoderConfig(Section):
     attention_dropout: float | None = Field(None, ge=0, lt=1, description="None: 0 (packed); above 0: padded path")
     hidden_dropout: float | None = Field(None, ge=0, lt=1, description="None: what the checkpoint says")
     extend_positions: int | None = Field(None, ge=8, description="tokens to which learned positions are tiled")
+    local_attention: int | None = Field(
+        None, ge=2, description="packed: a token sees so many around it; the last layer's first token sees all"
+    )
     gradient_checkpointing: bool = False
     compile: bool = False
 

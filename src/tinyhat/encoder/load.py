@@ -28,7 +28,7 @@ from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.hub import hub_source
-from tinyhat.encoder.long import extend_positions, long_notes
+from tinyhat.encoder.long import LOCAL, extend_positions, local_attention, long_notes, sparse_in_fp32
 from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
 from tinyhat.encoder.quiet import quiet
@@ -353,12 +353,18 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     install_fast_dropout(model)
+    sparse_in_fp32(model)
     first_position = _first_position(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(model, ltg_bert.LtgBertPreTrainedModel):
         positions = None  # its positions are distances, and those beyond the furthest bucket share it
     max_positions = positions - first_position if positions and positions > 0 else None
+    local = config.local_attention or getattr(model.config, LOCAL, None)
+    if local is not None:
+        local_attention(model, local)
     packed, reason = choose_path(name, model, config, first_position, max_positions, set(tokenizer.all_special_ids))
+    if local is not None and not packed:
+        raise UserError(f"encoder.local_attention = {local}: only packed attention has it, and {name} is {reason}")
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     if config.compile:

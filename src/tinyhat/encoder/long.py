@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from types import MethodType
 from typing import Any
 
 import torch
 from torch import nn
 from transformers import PreTrainedModel
 
+from tinyhat.encoder.layers import layer_list
 from tinyhat.errors import UserError
+
+LOCAL = "tinyhat_local_attention"  # in config.json
 
 
 def extend_positions(model: PreTrainedModel, tokens: int, first_position: int) -> None:
@@ -42,6 +46,23 @@ def extend_positions(model: PreTrainedModel, tokens: int, first_position: int) -
         if name in embeddings._buffers:
             embeddings.register_buffer(name, value.long()[None], persistent=False)
     model.config.max_position_embeddings = len(weights)
+
+
+def local_attention(model: PreTrainedModel, window: int) -> None:
+    """Let the tokens of every layer but the last see `window` tokens around them, half on either side.
+
+    In the last layer the first token, which the head reads, sees all. Only packed attention knows of it (`interface`),
+    and config.json keeps the number, so that a saved model computes as it was trained.
+
+    Args:
+        model: a classifier whose layers are the largest ``ModuleList`` in its encoder.
+        window: tokens.
+    """
+    _, layers = layer_list(model.base_model)
+    for layer in layers[:-1]:
+        for module in layer.modules():
+            vars(module)["sliding_window"] = window // 2 + 1
+    setattr(model.config, LOCAL, window)
 
 
 def full_attention_tokens(model: nn.Module) -> int | None:
@@ -86,5 +107,37 @@ def long_inputs(model: nn.Module, attention_mask: torch.Tensor) -> dict[str, tor
     least = full_attention_tokens(bare)
     if least is not None:
         kind = "block_sparse" if attention_mask.shape[1] > least else "original_full"
-        bare.base_model.set_attention_type(kind)
+        # a change builds modules and drops their weights at once; these must not cost random numbers, or dropout would
+        # depend on the batches before, and a resumed run would differ
+        with torch.random.fork_rng(devices=[]), torch.device("meta"):
+            bare.base_model.set_attention_type(kind)
     return {}
+
+
+def sparse_blocks(model: nn.Module) -> tuple[int, int]:
+    """Return a BigBird's block size and the fewest tokens it is sparse for; (0, 0) for other models.
+
+    Args:
+        model: a classifier, under whatever wrapper.
+    """
+    bare: Any = getattr(model, "module", model)
+    least = full_attention_tokens(bare)
+    return (0, 0) if least is None else (int(bare.config.block_size), least + 1)
+
+
+def sparse_in_fp32(model: PreTrainedModel) -> None:
+    """Let BigBird's layers compute in fp32 under autocast while they are block-sparse; nothing for other models.
+
+    transformers scatters bf16 into fp32 there, which raises.
+    """
+    if full_attention_tokens(model) is not None:
+        layers: Any = model.base_model.encoder
+        layers.forward = MethodType(_without_autocast, layers)
+
+
+def _without_autocast(layers: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    device = hidden_states.device.type
+    if layers.attention_type != "block_sparse" or not torch.is_autocast_enabled(device):
+        return type(layers).forward(layers, hidden_states, *args, **kwargs)
+    with torch.autocast(device, enabled=False):
+        return type(layers).forward(layers, hidden_states.float(), *args, **kwargs)
