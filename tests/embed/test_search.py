@@ -159,7 +159,10 @@ def test_on_the_command_line_from_text_and_file(corpus, tmp_path):
         json.loads(x) for x in CliRunner().invoke(app, ["search", str(out), "--input", str(file)]).stdout.splitlines()
     ]
     assert [row["id"] for row in lines] == ["a", "1", "b"]
-    assert lines[0]["hits"][:3] == line["hits"]
+    best = lines[0]["hits"][:3]
+    assert [h["id"] for h in best] == [h["id"] for h in line["hits"]]
+    # the query is embedded beside another here: the last bits may differ
+    assert [h["score"] for h in best] == pytest.approx([h["score"] for h in line["hits"]], abs=1e-5)
     assert "error" in lines[1]
     assert len(lines[2]["hits"]) == 10
     assert len(tinyhat.search(out, "milk", k=1000)) == 90
