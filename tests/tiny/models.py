@@ -84,8 +84,8 @@ def _trained(kind: str) -> str:
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
         # a vocabulary of its own: the library's WordPiece trainer breaks ties in another way in every process
         letters = sorted(set("".join(text)) - {" "})
-        known = sorted({word for line in text for word in line.split()})
-        entries = [*special, *letters, *(f"##{letter}" for letter in letters), *(w for w in known if len(w) > 1)]
+        known = sorted({form for word in words for form in (word, f"{word}s")})
+        entries = [*special, *letters, *(f"##{letter}" for letter in letters), *known]
         ids_of = {entry: i for i, entry in enumerate(entries)}
         tokenizer = Tokenizer(models.WordPiece(ids_of, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer()
