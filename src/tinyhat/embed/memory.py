@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 import os
 
-KERNELS = "64"  # of each kind; oneDNN and torch keep 1,024, a third of a MiB each, and make a new one in microseconds
+KERNELS = "64"  # of each kind; oneDNN and torch keep 1,024 by themselves
 
 
 def keep_few_kernels() -> None:
