@@ -5,8 +5,8 @@
     run = tinyhat.train("laws.csv", "runs/laws", {"train.epochs": 2})
     tinyhat.load("runs/laws").predict(["The Commission hereby adopts ..."])
 
-The verbs of the command line (check, train, tune, evaluate, predict, pretrain, embed, demo) are functions here.
-Importing tinyhat imports neither torch nor transformers.
+The verbs of the command line (check, train, tune, evaluate, predict, pretrain, embed, layers, search, export, demo) are
+functions here. Importing tinyhat imports neither torch nor transformers.
 """
 
 from __future__ import annotations
@@ -21,14 +21,18 @@ __all__ = [
     "Classifier",
     "TinyhatClassifier",
     "UserError",
+    "arena",
     "check",
     "demo",
     "embed",
     "evaluate",
+    "export",
     "find_rate",
+    "layers",
     "load",
     "predict",
     "pretrain",
+    "search",
     "sweep",
     "train",
     "tune",
@@ -37,11 +41,14 @@ __all__ = [
 _HOMES = {
     "Classifier": "tinyhat.predict",
     "check": "tinyhat.verbs",
+    "export": "tinyhat.compress.export",
     "find_rate": "tinyhat.verbs",
+    "layers": "tinyhat.embed.layers",
     "load": "tinyhat.models",
+    "search": "tinyhat.embed.search",
     "TinyhatClassifier": "tinyhat.estimator",
 }
-_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo", "sweep")
+_VERBS = ("train", "tune", "evaluate", "predict", "pretrain", "embed", "demo", "sweep", "arena")
 
 
 def __getattr__(name: str) -> Any:

@@ -11,7 +11,16 @@ import numpy as np
 from tinyhat.config import Config
 from tinyhat.data.dataset import Split
 from tinyhat.data.labels import LabelSpace
-from tinyhat.decision import Decision, Rule, activate, activation_of, labels_sha256, read_decision, write_decision
+from tinyhat.decision import (
+    VOTE_FILE,
+    Decision,
+    Rule,
+    activate,
+    activation_of,
+    labels_sha256,
+    read_decision,
+    write_decision,
+)
 from tinyhat.evaluate.metrics import evaluate_scores
 from tinyhat.evaluate.scores import read_scores
 from tinyhat.run import Run, file_sha256, read_json, write_json
@@ -41,6 +50,7 @@ def write_rule(
         labels_sha256=labels_sha256(labels),
         unseen=tuple(int(j) for j in np.flatnonzero(counts == 0)),
         weights_sha256=file_sha256(run.model / "model.safetensors"),
+        vote_sha256=file_sha256(run.model / VOTE_FILE) if (run.model / VOTE_FILE).exists() else None,
         activation=activation_of(manifest["task"]),
         rule=rule,
         reading=config.reading.model_dump(mode="json"),

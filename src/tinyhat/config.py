@@ -15,7 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from tinyhat.errors import UserError, did_you_mean
 
-Strategy = Literal["head", "tail", "head_tail", "middle"]
+Strategy = Literal["head", "tail", "head_tail", "middle", "random", "tfidf", "textrank", "windows"]
+Vote = Literal["mean", "mean_probability", "max", "top_k", "majority", "attention", "transformer"]
 Update = Literal["all", "head", "top", "gradual", "lora", "bias"]
 Schedule = Literal["linear", "cosine", "constant", "inverse_sqrt", "wsd", "slanted_triangular", "one_cycle"]
 
@@ -55,6 +56,14 @@ class ReadingConfig(Section):
     max_tokens: int = Field(512, ge=8, description="tokens per sequence, special tokens included")
     strategy: Strategy = "head"
     head_ratio: float = Field(0.25, ge=0, le=1, description="head_tail: the share taken from the beginning")
+    stride: int | None = Field(None, ge=1, description="windows: tokens between their starts; None: no overlap")
+    title_tokens: int = Field(0, ge=0, description="windows: of the first line, repeated in all further windows")
+    max_windows: int = Field(16, ge=1, description="windows of a document in a training step; prediction reads all")
+    vote: Vote = Field("mean", description="how windows become the document's logits")
+    vote_k: int = Field(3, ge=1, description="vote=top_k: windows that count for each label")
+    learn: Literal["windows", "document"] = Field(
+        "windows", description="every window learns the document's label, or the vote does; learned votes: the vote"
+    )
 
 
 class EncoderConfig(Section):
@@ -64,6 +73,10 @@ class EncoderConfig(Section):
     path: Literal["auto", "packed", "padded"] = Field("auto", description="auto packs what is proven to pack")
     attention_dropout: float | None = Field(None, ge=0, lt=1, description="None: 0 (packed); above 0: padded path")
     hidden_dropout: float | None = Field(None, ge=0, lt=1, description="None: what the checkpoint says")
+    extend_positions: int | None = Field(None, ge=8, description="tokens to which learned positions are tiled")
+    local_attention: int | None = Field(
+        None, ge=2, description="packed: a token sees so many around it; the last layer's first token sees all"
+    )
     gradient_checkpointing: bool = False
     compile: bool = False
 

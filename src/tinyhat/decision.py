@@ -20,6 +20,7 @@ from tinyhat.types import BoolArray, FloatArray, Task
 
 SCHEMA = 1
 FILE = "decision.json"
+VOTE_FILE = "vote.safetensors"  # of a learned vote
 Activation = Literal["softmax", "sigmoid", "identity"]
 RuleKind = Literal["argmax", "thresholds", "global", "top_k", "value"]
 
@@ -89,6 +90,7 @@ class Decision(BaseModel):
         labels_sha256: of the ordered labels, against files put together by hand.
         unseen: indices of labels without a training document.
         weights_sha256: of the weights file the rule was fitted for.
+        vote_sha256: of vote.safetensors, where windows vote with weights of their own.
         activation: softmax, sigmoid or identity.
         rule: how labels are chosen.
         reading: max_tokens, strategy, head_ratio: how documents were read.
@@ -103,6 +105,7 @@ class Decision(BaseModel):
     labels_sha256: str
     unseen: tuple[int, ...] = ()
     weights_sha256: str
+    vote_sha256: str | None = None
     activation: Activation
     rule: Rule
     reading: dict[str, Any]
@@ -190,5 +193,10 @@ def read_decision(folder: Path, weights: str = "model.safetensors") -> Decision:
     if file_sha256(folder / weights) != decision.weights_sha256:
         raise UserError(
             f"{folder / weights} is not the file {FILE} was tuned for (its sha256 differs); run 'tinyhat tune'"
+        )
+    vote = folder / VOTE_FILE
+    if (file_sha256(vote) if vote.exists() else None) != decision.vote_sha256:
+        raise UserError(
+            f"{vote} is not the one {FILE} was tuned with (its sha256 differs); copy the whole folder again"
         )
     return decision

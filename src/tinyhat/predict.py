@@ -84,7 +84,8 @@ class Classifier:
         """Yield one result per document, in input order, in flat memory.
 
         Each holds ``id``, ``labels`` (the decided ones, best first; for regression target name to value), ``scores``
-        (label to probability: of the decided ones, or of the `top_k` best), ``tokens_read`` and ``tokens_total``.
+        (label to probability: of the decided ones, or of the `top_k` best), ``tokens_read`` and ``tokens_total``; a run
+        that reads windows adds ``windows``, their number, and ``spoke``, the loudest window of each decided label.
         """
         for prediction in self.predictor.predict_logits(iter(documents)):
             yield self.result(prediction, top_k)
@@ -114,18 +115,32 @@ class Classifier:
         """Return the result of one document, as `results` describes it."""
         if prediction.logits is None:
             return {"id": prediction.id, "error": prediction.error}
-        tokens = {"tokens_read": prediction.tokens_read, "tokens_total": prediction.tokens_total}
+        tokens: dict[str, Any] = {"tokens_read": prediction.tokens_read, "tokens_total": prediction.tokens_total}
+        if self.decision.reading.get("strategy") == "windows":
+            tokens["windows"] = prediction.windows
         probabilities = self.decision.probabilities(prediction.logits[None, :])[0]
         if self.decision.task == "regression":
             values = dict(zip(self.labels, map(float, probabilities), strict=True))
-            return {"id": prediction.id, "labels": values, "scores": values} | tokens
+            return {"id": prediction.id, "labels": values, "scores": values} | tokens | self._speakers(prediction)
         chosen = self.decision.decided_labels(prediction.logits)
         shown = chosen if top_k is None else np.argsort(-prediction.logits, kind="stable")[:top_k]
-        return {
-            "id": prediction.id,
-            "labels": [self.labels[j] for j in chosen],
-            "scores": {self.labels[j]: float(probabilities[j]) for j in shown},
-        } | tokens
+        return (
+            {
+                "id": prediction.id,
+                "labels": [self.labels[j] for j in chosen],
+                "scores": {self.labels[j]: float(probabilities[j]) for j in shown},
+            }
+            | tokens
+            | self._speakers(prediction)
+        )
+
+    def _speakers(self, prediction: Prediction) -> dict[str, Any]:
+        """Return under ``spoke`` which window (0-based) has the highest logit of its own for each decided label."""
+        if prediction.speaker is None or prediction.logits is None:
+            return {}
+        regression = self.decision.task == "regression"
+        decided = range(len(self.labels)) if regression else self.decision.decided_labels(prediction.logits)
+        return {"spoke": {self.labels[j]: int(prediction.speaker[j]) for j in decided}}
 
 
 def _documents(texts: Texts) -> list[Document]:
@@ -186,13 +201,17 @@ def _torch_predictor(folder: Path, decision: Decision, plan: str | None) -> Pred
     from tinyhat.data.reading import Reader
     from tinyhat.encoder.load import backend_tokenizer, load_trained
     from tinyhat.encoder.precision import check_file, choose_plan, pick_device
+    from tinyhat.head.learned_vote import load_vote
     from tinyhat.head.predictor import TorchPredictor
 
     device = pick_device()
     encoder = load_trained(folder, EncoderConfig(model=str(folder)))
     encoder.model.to(device)
     check_file(choose_plan(decision.plan, device), encoder.model, folder)
-    reader = Reader(backend_tokenizer(encoder), ReadingConfig(**decision.reading))
+    reading = ReadingConfig(**decision.reading)
+    if reading.strategy == "windows":
+        load_vote(encoder.model, len(decision.labels), reading.vote, folder)
+    reader = Reader(backend_tokenizer(encoder), reading)
     return TorchPredictor(encoder, reader, choose_plan(plan or decision.plan, device), device, PACK_TOKENS)
 
 

@@ -140,13 +140,19 @@ class Scores:
 
 @dataclass(frozen=True)
 class Prediction:
-    """Logits of one document and how much of it was read. `error` is set, and logits None, for a bad document."""
+    """Logits of one document and how much of it was read. `error` is set, and logits None, for a bad document.
+
+    `windows` are the sequences it was read in; `speaker`, int64 [L], is the one (0-based) whose own logit is the
+    highest for each label, or None where documents are read in one sequence.
+    """
 
     id: str
     logits: FloatArray | None
     tokens_read: int = 0
     tokens_total: int = 0
     error: str | None = None
+    windows: int = 1
+    speaker: IntArray | None = None
 
 
 class Predictor(Protocol):

@@ -82,11 +82,16 @@ def _trained(kind: str) -> str:
     text = [" ".join(words[(i * j) % len(words)] + ("s" if j % 3 else "") for j in range(12)) for i in range(40)]
     if kind == "wordpiece":
         special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-        tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+        # a vocabulary of its own: the library's WordPiece trainer breaks ties in another way in every process
+        letters = sorted(set("".join(text)) - {" "})
+        known = sorted({word for line in text for word in line.split()})
+        entries = [*special, *letters, *(f"##{letter}" for letter in letters), *(w for w in known if len(w) > 1)]
+        ids_of = {entry: i for i, entry in enumerate(entries)}
+        tokenizer = Tokenizer(models.WordPiece(ids_of, unk_token="[UNK]"))
         tokenizer.normalizer = normalizers.BertNormalizer()
         tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
         tokenizer.decoder = decoders.WordPiece()
-        trainer = trainers.WordPieceTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+        tokenizer.add_special_tokens(special)
         first, last = "[CLS]", "[SEP]"
         single, pair = "[CLS] $A [SEP]", "[CLS] $A [SEP] $B:1 [SEP]:1"
     else:
@@ -95,9 +100,9 @@ def _trained(kind: str) -> str:
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
         tokenizer.decoder = decoders.ByteLevel()
         trainer = trainers.BpeTrainer(vocab_size=VOCABULARY, special_tokens=special, show_progress=False)
+        tokenizer.train_from_iterator(text, trainer)
         first, last = "<s>", "</s>"
         single, pair = "<s> $A </s>", "<s> $A </s> </s> $B </s>"
-    tokenizer.train_from_iterator(text, trainer)
     ids = [(token, tokenizer.token_to_id(token)) for token in (first, last)]
     tokenizer.post_processor = processors.TemplateProcessing(single=single, pair=pair, special_tokens=ids)
     return tokenizer.to_str()

@@ -13,7 +13,22 @@ import typer
 from safetensors import SafetensorError
 
 from tinyhat import __version__
-from tinyhat.cli import check, demo, embed, evaluate, experiment, predict, pretrain, sweep, train, tune
+from tinyhat.cli import (
+    arena,
+    check,
+    demo,
+    embed,
+    evaluate,
+    experiment,
+    export,
+    layers,
+    predict,
+    pretrain,
+    search,
+    sweep,
+    train,
+    tune,
+)  # fmt: skip
 from tinyhat.errors import UserError
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -50,6 +65,10 @@ for verb, command in (
     ("predict", predict.command),
     ("pretrain", pretrain.command),
     ("embed", embed.command),
+    ("layers", layers.command),
+    ("search", search.command),
+    ("export", export.command),
+    ("arena", arena.command),
     ("demo", demo.command),
 ):
     app.command(verb)(command)

@@ -36,12 +36,14 @@ def command(
     budget: Annotated[int | None, typer.Option("--budget", min=1, help="Tokens of a forward pass.")] = None,
     shards: Annotated[int, typer.Option("--shards", min=1, help="Cut the store into N files.")] = 1,
     resume: Annotated[bool, typer.Option("--resume", help="Go on after the last complete part.")] = False,
+    engine: Annotated[Literal["ray"] | None, typer.Option("--engine", help="Share the work on a Ray cluster.")] = None,
+    workers: Annotated[int, typer.Option("--workers", min=1, help="Ray actors.")] = 2,
 ) -> None:
     """Write a vector for every document, or word."""
-    from tinyhat.verbs import embed
+    from tinyhat.scale.embed import embed
 
     embed(
         model, source, list(to), columns=o.columns_of(context), layers=layers, combine=combine, pooling=pooling,
         max_tokens=max_tokens, long=long, words=words, dtype=dtype, normalize=normalize, exact=exact, plan=plan,
-        budget=budget, shards=shards, resume=resume, say=o.say,
+        budget=budget, shards=shards, resume=resume, engine=engine, workers=workers, say=o.say,
     )  # fmt: skip

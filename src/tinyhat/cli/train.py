@@ -10,6 +10,8 @@ import typer
 import tinyhat.cli.options as o
 from tinyhat.errors import UserError
 
+Vote = Literal["mean", "mean_probability", "max", "top_k", "majority", "attention", "transformer"]
+
 
 def command(
     context: typer.Context,
@@ -28,7 +30,16 @@ def command(
     weight: o.Weight = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", help="Tokens read per document (512).")] = None,
     truncation: Annotated[
-        Literal["head", "tail", "head_tail", "middle"] | None, typer.Option("--truncation", help="What is read (head).")
+        Literal["head", "tail", "head_tail", "middle", "random", "tfidf", "textrank"] | None,
+        typer.Option("--truncation", help="What is read (head)."),
+    ] = None,
+    windows: Annotated[
+        bool, typer.Option("--windows", help="Read long documents whole, in windows that vote.")
+    ] = False,
+    vote: Annotated[Vote | None, typer.Option("--vote", help="How windows become one answer (mean).")] = None,
+    stride: Annotated[int | None, typer.Option("--stride", help="Tokens between the starts of windows.")] = None,
+    extend_positions: Annotated[
+        int | None, typer.Option("--extend-positions", help="Tile a model's learned positions to so many tokens.")
     ] = None,
     epochs: Annotated[float | None, typer.Option("--epochs", help="Times every document is read (3).")] = None,
     max_steps: Annotated[int | None, typer.Option("--max-steps", help="Optimiser steps instead of epochs.")] = None,
@@ -53,10 +64,15 @@ def command(
     """Train, tune, evaluate and report."""
     if epochs is not None and max_steps is not None:
         raise UserError("--epochs and --max-steps exclude each other: give one of them")
+    if windows and truncation:
+        raise UserError("--windows and --truncation exclude each other: documents are read whole, or cut")
     rest = {
         "encoder.model": model,
-        "reading.max_tokens": max_tokens,
-        "reading.strategy": truncation,
+        "reading.max_tokens": max_tokens or extend_positions,
+        "reading.strategy": "windows" if windows else truncation,
+        "reading.vote": vote,
+        "reading.stride": stride,
+        "encoder.extend_positions": extend_positions,
         "train.epochs": epochs,
         "train.max_steps": max_steps,
         "train.batch_size": batch_size,

@@ -5,7 +5,7 @@ The plan is a pure function of (seed, epoch, step, world size): a resumed run ne
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -25,8 +25,9 @@ def build_pack(
     first_position: int = 0,
     targets: Targets | None = None,
     weights: FloatArray | None = None,
+    sequences: Sequence[IntArray] | None = None,
 ) -> Pack:
-    """Lay the sequences of `rows` (int64 [B]) end to end.
+    """Lay the sequences of `rows` (int64 [B]) end to end; the windows of a document side by side.
 
     Args:
         reading: token ids of the whole split.
@@ -34,8 +35,15 @@ def build_pack(
         first_position: position id of a sequence's first token (padding_idx + 1 in the RoBERTa family).
         targets: targets of the whole split, or None.
         weights: float32 [B] weights of these rows, or None.
+        sequences: which sequences of each row, int64 each; None: all.
     """
-    starts, lengths = reading.indptr[rows], reading.lengths[rows]
+    if reading.windows is None:
+        chosen, owner = rows, np.arange(len(rows))
+    else:
+        parts = [np.arange(*reading.windows[r : r + 2]) for r in rows] if sequences is None else sequences
+        chosen = np.concatenate([*parts, np.zeros(0, np.int64)])
+        owner = np.repeat(np.arange(len(rows)), [len(part) for part in parts])
+    starts, lengths = reading.indptr[chosen], reading.sequence_lengths[chosen]
     cu_seqlens = np.concatenate([[0], np.cumsum(lengths)])
     within = np.arange(cu_seqlens[-1]) - np.repeat(cu_seqlens[:-1], lengths)
     source = np.repeat(starts, lengths) + within
@@ -45,12 +53,41 @@ def build_pack(
         position_ids=within + first_position,
         cu_seqlens=cu_seqlens.astype(np.int32),
         max_seqlen=int(lengths.max(initial=0)),
-        sequence_doc=np.arange(len(rows)),
+        sequence_doc=owner,
         rows=rows,
         targets=None if targets is None else targets.take(rows),
         token_type_ids=None if kinds is None else kinds[source].astype(np.int64),
         weights=weights,
     )
+
+
+def capped_lengths(reading: Reading, most: int) -> IntArray:
+    """Return int64 [N], an upper bound of a document's tokens where at most `most` of its windows are read."""
+    if reading.windows is None:
+        return reading.lengths
+    longest = np.maximum.reduceat(reading.sequence_lengths, reading.windows[:-1]) if len(reading) else reading.lengths
+    return np.minimum(reading.lengths, most * longest)
+
+
+def drawn_windows(reading: Reading, rows: IntArray, most: int, seed: int, step: int) -> list[IntArray]:
+    """Return at most `most` windows of every row, in order, drawn anew in every step by (seed, step, row).
+
+    Args:
+        reading: with windows.
+        rows: int64 [B].
+        most: windows of a document.
+        seed: of the run.
+        step: 0-based.
+    """
+    assert reading.windows is not None
+    chosen = []
+    for row in rows:
+        picked = np.arange(*reading.windows[row : row + 2])
+        if len(picked) > most:
+            random = np.random.default_rng([seed, step, int(row)])
+            picked = np.sort(random.choice(picked, most, replace=False))
+        chosen.append(picked)
+    return chosen
 
 
 def cut_packs(rows: IntArray, lengths: IntArray, pack_tokens: int, max_documents: int) -> list[IntArray]:

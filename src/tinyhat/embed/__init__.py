@@ -2,4 +2,4 @@
 
 from tinyhat.verb import make_callable
 
-make_callable(__name__, "embed")
+make_callable(__name__, "embed", "tinyhat.scale.embed")

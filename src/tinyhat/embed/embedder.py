@@ -37,7 +37,8 @@ class Embedder:
 
     Args:
         encoder: a loaded encoder, with or without a trained head.
-        layers: as in `choose_layers`, or ``best:FOLDER`` with the folder that `tinyhat layers` wrote.
+        layers: as in `choose_layers`, or ``best:FOLDER`` with the folder that `tinyhat layers` wrote;
+            or a choice that is made already.
         pooling: mean, max, cls, last, mean_sqrt or weighted; None is the one `best` chose, else mean.
         combine: what several layers become: their mean, or one behind the other.
         max_tokens: of a sequence, special tokens included; None is 512, or the encoder's positions if fewer.
@@ -56,7 +57,7 @@ class Embedder:
     def __init__(
         self,
         encoder: Encoder,
-        layers: str = "last",
+        layers: str | Layers = "last",
         pooling: Pooling | None = None,
         combine: Combine = "mean",
         max_tokens: int | None = None,
@@ -292,7 +293,11 @@ def check_texts(texts: Sequence[str]) -> list[str]:
     return list(texts)
 
 
-def _choice(encoder: Encoder, layers: str, pooling: Pooling | None, combine: Combine) -> tuple[Layers, Pooling]:
+def _choice(
+    encoder: Encoder, layers: str | Layers, pooling: Pooling | None, combine: Combine
+) -> tuple[Layers, Pooling]:
+    if isinstance(layers, Layers):
+        return layers, pooling or "mean"
     weights = None
     if layers == "best" or layers.startswith("best:"):
         found = read_choice(Path(layers.partition(":")[2] or encoder.name))
@@ -300,6 +305,7 @@ def _choice(encoder: Encoder, layers: str, pooling: Pooling | None, combine: Com
         combine, weights = found.get("combine", combine), found.get("weights")
     pooling = pooling or "mean"
     check_pooling(pooling, words=False)
+    assert isinstance(layers, str)
     count = int(encoder.model.config.num_hidden_layers)
     return choose_layers(layers, count, combine, tuple(weights) if weights else None), pooling
 

@@ -12,6 +12,7 @@ from torch import nn
 from tinyhat.embed.choice import Layers
 from tinyhat.encoder.forward import forward_pack, length_groups, rectangle, to_device
 from tinyhat.encoder.load import Encoder
+from tinyhat.encoder.long import sparse_blocks
 from tinyhat.head.output import output_layer
 from tinyhat.types import Pack
 
@@ -38,7 +39,7 @@ def layer_states(encoder: Encoder, pack: Pack, device: torch.device, every: bool
     lengths = np.diff(pack.cu_seqlens).astype(np.int64)
     order = np.argsort(-lengths, kind="stable")
     parts: list[list[torch.Tensor]] = []
-    for group in length_groups(lengths[order]):
+    for group in length_groups(lengths[order], *sparse_blocks(encoder.model)):
         inputs = rectangle(encoder, pack, order[group], lengths, device)
         out = body(**inputs, output_hidden_states=every)
         real = inputs["attention_mask"].bool()

@@ -30,6 +30,7 @@ PART = LOOK_AHEAD  # documents of a part: packs never cross it
 SAMPLE = 16  # documents whose deviation from exact vectors is measured
 TELL = 10  # seconds between two lines of progress
 Say = Callable[[str], None]
+Compute = Callable[[Embedder, Parts, set[int], str, DataConfig, dict[str, Any], Say], None]
 
 
 def embed_file(
@@ -43,6 +44,7 @@ def embed_file(
     shards: int = 1,
     resume: bool = False,
     say: Say = print,
+    compute: Compute | None = None,
     **settings: Any,
 ) -> dict[str, Any]:
     """Embed every document of `source` into one or more stores; memory does not grow with their number.
@@ -58,6 +60,7 @@ def embed_file(
         shards: files a store is cut into.
         resume: go on after the last complete part of a stopped run.
         say: where progress goes.
+        compute: makes the missing parts; None is this process.
         settings: further arguments of `Embedder`.
 
     Returns:
@@ -81,7 +84,8 @@ def embed_file(
     embedder = load_embedder(model, pooling=None if words else pooling, **settings)
     if words and embedder.layers.pooled:
         raise UserError("--words with --layers pooled: that vector is of a document, choose other layers")
-    facts = embedder.facts() | {"words": (pooling or "mean") if words else None, "documents": total, "part": PART}
+    facts = embedder.facts() | {"model": str(model)}  # as search finds it again
+    facts |= {"words": (pooling or "mean") if words else None, "documents": total, "part": PART}
     facts |= {
         "input_sha256": file_sha256(Path(source)),
         "input_columns": data.model_dump(include={"text", "pair", "id"}),
@@ -103,7 +107,7 @@ def embed_file(
     todo = set(range(count)) - parts.done(embedder.width)
     if resume:
         say(f"{count - len(todo)} of {count} parts are there already")
-    _compute(embedder, parts, todo, source, data, facts, say)
+    (compute or compute_parts)(embedder, parts, todo, source, data, facts, say)
     if bad:
         say(f"{bad} of {total + bad} rows of {source} could not be read and have no vector")
     if not embedder.exact:
@@ -187,7 +191,7 @@ def _vectors(
     return names, np.concatenate([np.zeros((0, embedder.width), np.float32), *(own.vectors for own in found)])
 
 
-def _compute(
+def compute_parts(
     embedder: Embedder,
     parts: Parts,
     todo: set[int],
@@ -196,6 +200,17 @@ def _compute(
     facts: dict[str, Any],
     say: Say,
 ) -> None:
+    """Make the parts `todo`: reading and tokenising overlap with computing.
+
+    Args:
+        embedder: the embedder.
+        parts: where.
+        todo: numbers of the missing parts.
+        source: the file of documents.
+        data: its columns.
+        facts: ``words`` and ``documents`` among them.
+        say: where progress goes.
+    """
     words = facts["words"]
 
     def read() -> Iterator[tuple[int, list[str], Windows]]:

@@ -9,6 +9,7 @@ import numpy.typing as npt
 import torch
 
 from tinyhat.encoder.load import Encoder
+from tinyhat.encoder.long import long_inputs, sparse_blocks
 from tinyhat.types import IntArray, Pack
 
 MAX_PADDING = 0.15  # share of padding in a padded batch before it is split
@@ -50,17 +51,28 @@ def _packed(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
 def _padded(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
     lengths = np.diff(pack.cu_seqlens).astype(np.int64)
     order = np.argsort(-lengths, kind="stable")
-    groups = length_groups(lengths[order])
+    groups = length_groups(lengths[order], *sparse_blocks(encoder.model))
     logits = [_rectangle(encoder, pack, order[group], lengths, device) for group in groups]
     back = to_device(np.argsort(order), device)
     return torch.cat(logits)[back]
 
 
-def length_groups(descending: IntArray) -> list[slice]:
-    """Cut sequences sorted by falling length into batches with at most MAX_PADDING of padding."""
+def length_groups(descending: IntArray, block: int = 0, sparse_from: int = 0) -> list[slice]:
+    """Cut sequences sorted by falling length into batches with at most MAX_PADDING of padding.
+
+    Those of at least `sparse_from` tokens share a batch only where they have as many blocks, of `block` tokens:
+    BigBird's last block is seen by all, so how far a sequence is padded changes what it means.
+
+    Args:
+        descending: int64 [S] tokens.
+        block: of `sparse_blocks`; 0: length is all that counts.
+        sparse_from: of `sparse_blocks`.
+    """
     groups, begin, tokens = [], 0, 0
     for end, length in enumerate(descending):
-        if end > begin and tokens + length < (1 - MAX_PADDING) * descending[begin] * (end + 1 - begin):
+        padded = tokens + length < (1 - MAX_PADDING) * descending[begin] * (end + 1 - begin)
+        apart = block > 0 and descending[begin] >= sparse_from and -(-length // block) != -(-descending[begin] // block)
+        if end > begin and (padded or apart):
             groups.append(slice(begin, end))
             begin, tokens = end, 0
         tokens += int(length)
@@ -94,4 +106,4 @@ def rectangle(
     }
     if pack.token_type_ids is not None and encoder.takes_token_types:
         inputs["token_type_ids"] = to_device(np.where(real, pack.token_type_ids[source], 0), device)
-    return inputs
+    return inputs | long_inputs(encoder.model, inputs["attention_mask"])

@@ -134,7 +134,7 @@ def _attention_forward(
     hands over its tables of relative positions with the boundaries; without them they are in the mask.
     """
     batch, _, length, width = query.shape
-    window = sliding_window or 0
+    window = sliding_window or getattr(module, "sliding_window", None) or 0  # of the module: `local_attention`
     if cu_seqlens is None and window and attention_mask is None:
         cu_seqlens = torch.arange(0, batch * length + 1, length, dtype=torch.int32, device=query.device)
         max_seqlen = length

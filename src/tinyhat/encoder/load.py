@@ -28,6 +28,7 @@ from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.hub import hub_source
+from tinyhat.encoder.long import LOCAL, extend_positions, local_attention, long_notes, sparse_in_fp32
 from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
 from tinyhat.encoder.quiet import quiet
@@ -115,7 +116,9 @@ def load_encoder(
         notes = check_transfer(f"encoder.model = {name!r}", model, report, fresh_head=True).lines()
     else:
         notes = _notes(model, report)
-    encoder = _build(name, model, tokenizer, config, notes)
+    if config.extend_positions is not None:
+        extend_positions(model, config.extend_positions, _first_position(model))
+    encoder = _build(name, model, tokenizer, config, [*notes, *long_notes(model, max_tokens)])
     if encoder.max_positions is not None and max_tokens > encoder.max_positions:
         raise UserError(
             f"reading.max_tokens = {max_tokens} is more than the {encoder.max_positions} positions of {name}: "
@@ -350,12 +353,18 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
     if model.config.pad_token_id is None:
         model.config.pad_token_id = tokenizer.pad_token_id
     install_fast_dropout(model)
+    sparse_in_fp32(model)
     first_position = _first_position(model)
     positions = getattr(model.config, "max_position_embeddings", None)
     if isinstance(model, ltg_bert.LtgBertPreTrainedModel):
         positions = None  # its positions are distances, and those beyond the furthest bucket share it
     max_positions = positions - first_position if positions and positions > 0 else None
+    local = config.local_attention or getattr(model.config, LOCAL, None)
+    if local is not None:
+        local_attention(model, local)
     packed, reason = choose_path(name, model, config, first_position, max_positions, set(tokenizer.all_special_ids))
+    if local is not None and not packed:
+        raise UserError(f"encoder.local_attention = {local}: only packed attention has it, and {name} is {reason}")
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     if config.compile:
@@ -381,6 +390,8 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
 def _first_position(model: PreTrainedModel) -> int:
     """The RoBERTa family counts positions from padding_idx + 1 (``create_position_ids_from_input_ids``)."""
     embeddings = getattr(model.base_model, "embeddings", None)
-    if hasattr(embeddings, "create_position_ids_from_input_ids"):
+    if hasattr(embeddings, "create_position_ids_from_input_ids") or hasattr(
+        embeddings, "create_position_ids_from_inputs_embeds"
+    ):
         return int(embeddings.padding_idx) + 1  # type: ignore[union-attr]
     return 0

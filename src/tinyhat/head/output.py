@@ -12,6 +12,8 @@ from torch.nn import functional
 from tinyhat.encoder.precision import body_parameters
 from tinyhat.types import FloatArray, IntArray
 
+VOTE = "tinyhat_vote"  # the name of a learned vote (head/learned_vote.py) within the model
+
 
 def output_layer(model: nn.Module, labels: int) -> nn.Linear:
     """Return the linear layer that makes the logits: the last one with `labels` outputs outside the encoder.
@@ -19,7 +21,7 @@ def output_layer(model: nn.Module, labels: int) -> nn.Linear:
     Raises:
         ValueError: the model has no such layer.
     """
-    outside = set(head_names(model))
+    outside = {name for name in head_names(model) if VOTE not in name}
     for name, module in reversed(list(model.named_modules())):
         if isinstance(module, nn.Linear) and module.out_features == labels and f"{name}.weight" in outside:
             return module

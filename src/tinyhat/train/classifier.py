@@ -18,6 +18,7 @@ from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
 from tinyhat.encoder.precision import pick_device
 from tinyhat.errors import UserError
 from tinyhat.head.imbalance import build_loss, sampling
+from tinyhat.head.learned_vote import attach_vote, check_vote, save_vote, without_vote
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run, atomic_path
@@ -80,6 +81,9 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
         raise UserError(
             f"encoder.model = {encoder.name!r}: its head has no bias and cannot learn numbers; take another"
         )
+    check_vote(config.reading)
+    if config.reading.strategy == "windows":
+        attach_vote(encoder.model, len(names), config.reading.vote, seed)
     say(f"encoder: {encoder.name}, {_parameters(encoder) / 1e6:.1f}M parameters, {encoder.reason}")
     for note in encoder.notes:
         say(f"encoder: {note}")
@@ -146,7 +150,7 @@ def build_trainer(
         start_at_prior(output_layer(encoder.model, len(dataset.labels)), dataset.labels.train_counts, len(split))
     material = Material(reading, targets, _mean_one(split.weights))
     draw = sampling(targets, settings.balanced_sampling)
-    objective = Classify(encoder, material, build_loss(settings, targets), draw)
+    objective = Classify(encoder, material, build_loss(settings, targets), draw, config.reading)
     epoch = math.ceil(len(split) / settings.batch_size)
     strategies = build_strategies(settings, encoder, epoch, run.path / "adapter", prepared.plan, prepared.device)
     return Trainer(encoder, objective, settings, prepared.plan, run, evaluate, strategies), mean, std
@@ -170,7 +174,10 @@ def save_classifier(encoder: Encoder, folder: Path, max_tokens: int, strategy: s
     tokenizer.model_max_length = max_tokens
     tokenizer.truncation_side = "left" if strategy == "tail" else "right"
     with atomic_path(folder) as temporary:
-        encoder.save(temporary)
+        with without_vote(encoder.model) as vote:  # model/ stays a plain Hugging Face checkpoint
+            encoder.save(temporary)
+        if vote is not None:
+            save_vote(vote, temporary)
         tokenizer.save_pretrained(temporary)
 
 

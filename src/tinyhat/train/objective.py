@@ -12,14 +12,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from tinyhat.config import LoopConfig
-from tinyhat.data.packing import StepPlan, Steps, build_pack
+from tinyhat.config import LoopConfig, ReadingConfig
+from tinyhat.data.packing import StepPlan, Steps, build_pack, capped_lengths, drawn_windows
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack, to_device
 from tinyhat.encoder.load import Encoder
 from tinyhat.head.imbalance import DocumentLoss
+from tinyhat.head.learned_vote import learned_logits, vote_of, with_vectors
 from tinyhat.head.losses import document_losses
 from tinyhat.head.output import compute_in_fp32, output_layer
+from tinyhat.head.vote import segment_mean, vote_logits
 from tinyhat.types import FloatArray, IntArray, Pack, Targets
 
 PADDED_WINDOW = 16  # batches grouped by length together where sequences are padded
@@ -68,7 +70,10 @@ class Classify:
         material: training documents.
         loss: logits [B, L] and targets to losses [B] (`head.imbalance`).
         draw: float64 [N], how often documents are read; None: all alike.
+        config: how windows learn and vote, where documents have several.
     """
+
+    seed = 0
 
     def __init__(
         self,
@@ -76,15 +81,18 @@ class Classify:
         material: Material,
         loss: DocumentLoss = document_losses,
         draw: npt.NDArray[np.float64] | None = None,
+        config: ReadingConfig | None = None,
     ) -> None:
-        self.material, self.loss, self.draw = material, loss, draw
+        self.material, self.loss, self.draw, self.config = material, loss, draw, config or ReadingConfig()
         self.packed, self.first_position = encoder.packed, encoder.first_position
-        compute_in_fp32(output_layer(encoder.model, material.targets.width))
+        self.layer = output_layer(encoder.model, material.targets.width)
+        compute_in_fp32(self.layer)
 
     def step_plan(self, config: LoopConfig, world_size: int) -> StepPlan:
         """Return the seeded plan over all documents; padded encoders get batches of similar length."""
+        self.seed = config.seed
         return StepPlan(
-            lengths=self.material.reading.lengths,
+            lengths=capped_lengths(self.material.reading, self.config.max_windows),
             labels=self.material.targets.width,
             batch_size=config.batch_size,
             pack_tokens=config.pack_tokens,
@@ -95,17 +103,43 @@ class Classify:
         )
 
     def pack(self, rows: IntArray, step: int) -> Pack:
-        """Return the pack of `rows` with their targets and weights; the same in every step."""
-        weights = self.material.weights
+        """Return the pack of `rows` with their targets and weights.
+
+        It is the same in every step, but for the windows of documents that have more than ``max_windows``.
+        """
+        reading, weights = self.material.reading, self.material.weights
         part = None if weights is None else weights[rows]
-        return build_pack(self.material.reading, rows, self.first_position, self.material.targets, part)
+        most = self.config.max_windows
+        drawn = None if reading.windows is None else drawn_windows(reading, rows, most, self.seed, step)
+        return build_pack(reading, rows, self.first_position, self.material.targets, part, drawn)
 
     def denominator(self, rows: IntArray, step: int) -> float:
         """Return the number of documents: normalised by the effective batch, never by pack."""
         return float(len(rows))
 
     def losses(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
-        """Return the losses of `self.loss`, times the documents' weights."""
+        """Return the losses of `self.loss`, times the documents' weights.
+
+        With windows: the mean loss of a document's windows, each against the document's targets, or the loss of the
+        document's voted logits.
+        """
         assert pack.targets is not None
-        losses = self.loss(forward_pack(encoder, pack, device), pack.targets)
+        # one window each: the plain path, bit by bit (a gradient through the mean of one rounds differently)
+        if len(pack.sequence_doc) == pack.documents and vote_of(encoder.model) is None:
+            losses = self.loss(forward_pack(encoder, pack, device), pack.targets)
+        else:
+            losses = self._window_losses(encoder, pack, pack.targets, device)
         return losses if pack.weights is None else losses * to_device(pack.weights, losses.device).to(losses.dtype)
+
+    def _window_losses(self, encoder: Encoder, pack: Pack, targets: Targets, device: torch.device) -> torch.Tensor:
+        document = to_device(pack.sequence_doc, device)
+        vote = vote_of(encoder.model)
+        if vote is not None:
+            with with_vectors(self.layer):
+                both = forward_pack(encoder, pack, device)
+            return self.loss(learned_logits(vote, self.layer, both, document, pack.documents), targets)
+        logits = forward_pack(encoder, pack, device)
+        if self.config.learn == "document":
+            return self.loss(vote_logits(logits, document, pack.documents, targets.task, self.config), targets)
+        losses = self.loss(logits, targets.take(pack.sequence_doc))
+        return segment_mean(losses, document, pack.documents)

@@ -1,0 +1,1 @@
+"""Other forms of a model: what leaves tinyhat, checked against the original before it appears."""
