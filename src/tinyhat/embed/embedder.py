@@ -18,6 +18,7 @@ from tinyhat.embed.budget import find_budget
 from tinyhat.embed.choice import Combine, Layers, Pooling, check_pooling, choose_layers, read_choice
 from tinyhat.embed.forward import Forward
 from tinyhat.embed.hidden import HiddenStates, padded_states
+from tinyhat.embed.memory import bound_memory
 from tinyhat.embed.states import PreLogits
 from tinyhat.embed.tokens import Long, WindowReader, Windows
 from tinyhat.embed.words import Words, pieces_to_words
@@ -258,6 +259,7 @@ def load_embedder(model: str | Path, **settings: Any) -> Embedder:
     Raises:
         UserError: nothing there, or whatever is wrong with the settings.
     """
+    bound_memory()
     folder = Path(model)
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"

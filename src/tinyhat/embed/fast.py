@@ -93,11 +93,12 @@ class FastLayers:
         hidden = self.body.embeddings(input_ids=ids, position_ids=positions)
         if hasattr(self.body, "embeddings_project"):
             hidden = self.body.embeddings_project(hidden)
-        states = [hidden[0].to(LOW)]
+        tokens = hidden.shape[1]
+        states = [F.pad(hidden[0].to(LOW), (0, 0, 0, _more_rows(tokens)))]
         cu_seqlens = torch.from_numpy(pack.cu_seqlens)
         for layer in self.layers:
             states = [*(states if every else ()), layer(states[-1], cu_seqlens)]
-        return states
+        return [state[:tokens] for state in states]
 
 
 def fast_layers(encoder: Encoder, plan: Plan, device: torch.device) -> FastLayers | None:
@@ -141,7 +142,7 @@ def attend_unshifted(
         cu_seqlens: int32 [S + 1].
         scale: factor on the scores.
     """
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    out = torch.zeros_like(query, memory_format=torch.contiguous_format)  # rows behind the last sequence stay 0
     for group in groups(cu_seqlens, cu_seqlens):
         q, k, v = group.queries(query) * (scale * LOG2_E), group.keys(key), group.keys(value)
         result = torch.empty_like(q)
@@ -165,6 +166,11 @@ def _blocks(batch: int, length: int) -> Iterator[tuple[slice, slice]]:
     for b in range(0, batch, together):
         for r in range(0, length, rows):
             yield slice(b, b + together), slice(r, r + rows)
+
+
+def _more_rows(tokens: int) -> int:
+    """Return how many rows to add, so that linear layers meet few sizes: oneDNN keeps a kernel for each."""
+    return -tokens % (16 if tokens <= 512 else 128)
 
 
 def _is_known(encoder: Encoder) -> bool:

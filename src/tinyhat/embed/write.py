@@ -16,6 +16,7 @@ from tinyhat.embed.ahead import ahead
 from tinyhat.embed.assemble import assemble
 from tinyhat.embed.choice import check_pooling
 from tinyhat.embed.embedder import LOOK_AHEAD, Embedder, load_embedder
+from tinyhat.embed.memory import give_back
 from tinyhat.embed.parts import Parts, check_facts, clean
 from tinyhat.embed.quantize import STORE_TYPES, StoreType
 from tinyhat.embed.store import ids_path, manifest_path, shard_paths
@@ -222,6 +223,7 @@ def compute_parts(
     progress = _Progress(facts["documents"] - PART * (-(-facts["documents"] // PART) - len(todo)), say)
     for part, ids, windows in ahead(read()):
         write_part(embedder, parts, part, ids, windows, words, progress)
+        give_back()
 
 
 class _Progress:
