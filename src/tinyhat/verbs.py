@@ -18,7 +18,6 @@ from tinyhat.data.read import read_dataset, read_documents, read_split
 from tinyhat.decision import read_decision
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import read_scores
-from tinyhat.models import embed as embed
 from tinyhat.predict import Classifier, load, text_columns
 from tinyhat.run import LATER, Run, atomic_path, read_json, write_json
 from tinyhat.scale.engine import Engine

@@ -92,7 +92,7 @@ def _detect(known: Sequence[str], names: Sequence[str], where: str, what: str, f
     if len(found) == 1:
         return found[0]
     problem = f"could take {_list(found)} as its {what}" if found else f"has no column that is plainly the {what}"
-    raise UserError(f"{where} {problem} (it has {_list(names)}): name it with {flag}")
+    raise UserError(f"{where} {problem} (it has {_list(names) or 'no other column'}): name it with {flag}")
 
 
 def _find_answers(
