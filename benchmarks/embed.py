@@ -65,7 +65,7 @@ def run(options: argparse.Namespace) -> dict:
             if step:
                 seconds[name].append(time.perf_counter() - begin)
     rates = {name: len(texts) / statistics.median(s) for name, s in seconds.items()}
-    cosines = {name: np.einsum("nd,nd->n", v, vectors[REFERENCE], dtype=np.float64) for name, v in vectors.items()}
+    cosines = {name: _cosines(v, vectors[REFERENCE]) for name, v in vectors.items()}
     return {
         "documents": len(texts),
         "tokens": options.tokens,
@@ -75,6 +75,13 @@ def run(options: argparse.Namespace) -> dict:
         "cosine_median": {name: float(np.median(c)) for name, c in cosines.items()},
         "cosine_least": {name: float(c.min()) for name, c in cosines.items()},
     }
+
+
+def _cosines(a: FloatArray, b: FloatArray) -> FloatArray:
+    """Return the cosine of each pair of rows; vectors that were normalised in bf16 are not quite of length 1."""
+    a, b = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (a.astype(np.float64), b.astype(np.float64)))
+    cosines: FloatArray = np.einsum("nd,nd->n", a, b)
+    return cosines
 
 
 def table(result: dict) -> str:

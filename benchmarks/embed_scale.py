@@ -1,6 +1,9 @@
-"""Memory and time of `tinyhat embed` for 1,000, 10,000 and 100,000 short documents, each in a process of its own.
+"""Memory and time of `tinyhat embed` for 1,000, 10,000 and 100,000 documents, each in a process of its own.
 
-python benchmarks/embed_scale.py --counts 1000 10000 100000
+    python benchmarks/embed_scale.py [--counts 1000 10000 100000] [--words 20 60]
+
+Documents are made up, of 20 to 60 words: 1,000 of them already fill a pack, so that the smallest count holds in memory
+what every later one does.
 """
 
 from __future__ import annotations
@@ -25,6 +28,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--counts", type=int, nargs="+", default=[1000, 10_000, 100_000])
+    parser.add_argument("--words", type=int, nargs=2, default=[20, 60], help="fewest and most words of a document")
     parser.add_argument("--suffix", default="npy")
     parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args()
@@ -42,7 +46,7 @@ def _measure(folder: Path, options: argparse.Namespace, count: int) -> str:
     dice = random.Random(0)
     with source.open("w") as stream:
         for i in range(count):
-            text = " ".join(dice.choices(WORDS, k=dice.randint(4, 12)))
+            text = " ".join(dice.choices(WORDS, k=dice.randint(*options.words)))
             stream.write(json.dumps({"id": f"d{i}", "text": text}) + "\n")
     command = [sys.executable, "-m", "tinyhat", "embed", options.model, str(source), "--to", str(out)]
     begin = time.perf_counter()
