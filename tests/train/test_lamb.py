@@ -116,7 +116,9 @@ def test_pretraining_decays_matrices_other_than_embeddings():
     assert {n.split(".")[-2] for n in groups[0.1]} == {"in_proj_qk", "in_proj_v", "out_proj", "up", "down", "dense"}
     assert sum(map(len, groups.values())) == len(names)
     assert {g["base_lr"] for g in optimizer.param_groups} == {0.01}
-    assert isinstance(build_optimizer(model, PretrainConfig(optimizer="adamw"), 16), torch.optim.AdamW)
+    adamw = build_optimizer(model, PretrainConfig(optimizer="adamw"), 16)
+    assert isinstance(adamw, torch.optim.AdamW)
+    assert {g["weight_decay"]: {names[id(p)] for p in g["params"]} for g in adamw.param_groups} == groups
     with pytest.raises(UserError, match="bf16_sr: LAMB keeps weights"):
         build_optimizer(model, PretrainConfig(), 16, choose_train_plan("bf16_sr", torch.device("cpu")))
 

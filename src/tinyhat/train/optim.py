@@ -31,15 +31,18 @@ def parameter_groups(model: nn.Module, config: LoopConfig, rate: float) -> list[
     """Return AdamW groups of what is not frozen: parameters that share rate and decay, the body's own rate first.
 
     Biases, norms and other vectors are not decayed (Loshchilov & Hutter 2019 decay weights; everyone since leaves
-    one-dimensional parameters out), nor is a body that L2-SP pulls elsewhere than to 0.
+    one-dimensional parameters out), nor is a body that L2-SP pulls elsewhere than to 0, nor, in pretraining, an
+    embedding, as under LAMB.
     """
     factors = rate_factors(model, config)
     groups: dict[tuple[float, bool], list[nn.Parameter]] = {}
     head = set(head_names(model))
     pulled = isinstance(config, TrainConfig) and config.l2_sp > 0
+    pretrains = isinstance(config, PretrainConfig)
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            decays = parameter.ndim >= 2 and not (pulled and name not in head)
+            spared = (pulled and name not in head) or (pretrains and "embedding" in name)
+            decays = parameter.ndim >= 2 and not spared
             groups.setdefault((factors[name], decays), []).append(parameter)
     return [
         {"params": parameters, "lr": rate * factor, "weight_decay": config.weight_decay if decays else 0.0}
