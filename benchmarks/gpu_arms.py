@@ -14,13 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from transformers import (
     DataCollatorWithPadding,
-    PreTrainedTokenizerFast,
     PrinterCallback,
-    RobertaConfig,
     RobertaForSequenceClassification,
     Trainer,
     TrainerCallback,
@@ -30,6 +26,7 @@ from transformers import (
 from tinyhat.config import EncoderConfig, TrainConfig
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.load import Encoder, wrap_model
+from tinyhat.encoder.untrained import NAME, placeholder_tokenizer, untrained_roberta
 from tinyhat.head.losses import document_losses
 from tinyhat.run import Run
 from tinyhat.train.flops import peak_flops, step_flops
@@ -87,17 +84,8 @@ def toy(job: Job) -> Job:
 @lru_cache(maxsize=2)
 def _encoder(layers: int, width: int, labels: int, path: str) -> Encoder:
     """Build the model once; packing is proven once."""
-    shape = RobertaConfig(
-        vocab_size=50265, hidden_size=width, num_hidden_layers=layers, num_attention_heads=max(2, width // 64),
-        intermediate_size=4 * width, max_position_embeddings=514, type_vocab_size=1, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, attention_probs_dropout_prob=0.0, num_labels=labels,
-        problem_type="multi_label_classification",
-    )  # fmt: skip
-    torch.manual_seed(0)
-    model = RobertaForSequenceClassification(shape)
-    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 100}, unk_token="[UNK]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
-    return wrap_model("roberta-base:random", model, tokenizer, EncoderConfig(path=path))
+    model = untrained_roberta(labels, 0, layers, width)
+    return wrap_model(NAME, model, placeholder_tokenizer(), EncoderConfig(path=path))
 
 
 def tinyhat(plan_name: str, how: str, job: Job, device: torch.device, folder: Path) -> dict[str, Any]:

@@ -23,16 +23,17 @@ import torch
 from results import record
 
 from tinyhat.config import build_config
+from tinyhat.data.packing import cut_packs
 from tinyhat.data.read import read_dataset
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.load import load_tokenizer
 from tinyhat.encoder.ltg_bert import LtgBertConfig, LtgBertForSequenceClassification, packed
+from tinyhat.encoder.masked_lm import SIZES
 from tinyhat.encoder.path import install_packing
 from tinyhat.encoder.precision import pick_device
 from tinyhat.types import IntArray
 
-SIZES = {"xs": (192, 512, 3), "small": (384, 1024, 6), "base": (768, 2048, 12)}
 LABELS = 4271
 # name: attention ("packed" or a transformers implementation), autocast to bf16, dropout of attention probabilities
 ARMS = {
@@ -170,17 +171,13 @@ def _padded(options: argparse.Namespace, lengths: IntArray, rows: IntArray, devi
 
 
 def _packs(options: argparse.Namespace, lengths: IntArray, rows: IntArray, device: torch.device) -> list:
-    found, taken = [], []
-    ordered = sorted(lengths[rows].tolist(), reverse=True)
-    for length in [*ordered, None]:
-        if length is None or sum(taken) + length > options.pack_tokens:
-            cu = torch.tensor(np.concatenate([[0], np.cumsum(taken)]).astype(np.int32), device=device)
-            ids = torch.randint(5, 16384, (1, sum(taken)), device=device)
-            inputs = {"input_ids": ids, "cu_seqlens": cu, "max_seqlen": max(taken), "gather": True}
-            found.append((inputs, len(taken)))
-            taken = []
-        if length is not None:
-            taken.append(length)
+    found = []
+    for part in cut_packs(rows, lengths, options.pack_tokens, len(rows)):
+        taken = lengths[part]
+        cu = torch.tensor(np.concatenate([[0], np.cumsum(taken)]).astype(np.int32), device=device)
+        ids = torch.randint(5, 16384, (1, int(taken.sum())), device=device)
+        inputs = {"input_ids": ids, "cu_seqlens": cu, "max_seqlen": int(taken.max()), "gather": True}
+        found.append((inputs, len(part)))
     return found
 
 

@@ -16,7 +16,7 @@ import numpy as np
 from tinyhat.config import DataConfig, ReadingConfig
 from tinyhat.data.read import read_dataset
 from tinyhat.data.reading import Reader
-from tinyhat.data.tokens import save_tokens
+from tinyhat.data.tokens import save_tokens, tokenizer_hash
 from tinyhat.encoder.load import load_tokenizer
 from tinyhat.errors import UserError
 
@@ -33,14 +33,15 @@ def main() -> None:
     options = parser.parse_args()
     try:
         dataset = read_dataset(DataConfig(path="eurlex57k", source=options.source), 0)
-        reader = Reader(load_tokenizer(options.model), ReadingConfig(max_tokens=options.max_tokens))
+        tokenizer = load_tokenizer(options.model)
+        reader = Reader(tokenizer, ReadingConfig(max_tokens=options.max_tokens))
         splits = {}
         for name, count in (("train", options.train), ("dev", options.dev)):
             split = dataset.splits[name]
             rows = np.sort(np.random.default_rng(0).permutation(len(split))[:count])
             sample = split.take(rows)
             splits[name] = (reader.read(sample.texts), sample.targets)
-        save_tokens(options.out, splits)
+        save_tokens(options.out, splits, tokenizer_hash(tokenizer))
     except UserError as error:
         print(f"benchmarks/tokens.py: {error}", file=sys.stderr)
         sys.exit(2)

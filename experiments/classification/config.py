@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from tinyhat.config import TrainConfig
+from tinyhat.train.grid import add_grid_flags
 
 LAYOUTS = ("packed", "padded")  # the same effective batch; padded: micro-batches of 8 as the note writes them
 HEADS = ("note", "stock")  # the note's dropout and one linear layer; transformers' own head
@@ -44,26 +45,14 @@ class Settings:
         )
 
 
-def parse(words: list[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; flags of Settings override the note."""
     parser = argparse.ArgumentParser(description="The document classification experiment (PLAN.md).")
-    parser.add_argument("--config", default="all", help="all, minimum, or plans with commas between them")
-    parser.add_argument("--seed", type=int, help="one seed")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N - 1")
+    add_grid_flags(parser, Settings, "data/eurlex57k")
     parser.add_argument("--model", default="roberta-base", help="hub name, folder, minilm, roberta-base:random")
-    parser.add_argument("--data", type=Path, default=Path("data/eurlex57k"), help="what prepare_data.py wrote")
     parser.add_argument("--tokens", type=Path, help="a file of tokens instead of --data (benchmarks/tokens.py)")
-    parser.add_argument("--out", type=Path, default=Path("runs/dtypes"), help="RESULTS")
-    parser.add_argument("--limit", type=int, help="at most N documents of each split")
     parser.add_argument("--dev_limit", "--dev-limit", type=int, help="measure on at most N dev documents")
     parser.add_argument("--layout", default="packed", choices=[*LAYOUTS, "both"])
     parser.add_argument("--head", default="note", choices=HEADS)
     parser.add_argument("--reduction", default="sum", choices=["sum", "mean"], help="BCE over the labels")
-    parser.add_argument("--watch", type=int, default=10, help="steps between two looks at which weights moved")
-    parser.add_argument("--only-missing", action="store_true", help="go on with a grid that stopped half-way")
-    parser.add_argument("--list", action="store_true", help="print all plans with their dtypes")
-    for name, value in Settings.__dataclass_fields__.items():
-        kind = float if value.type == "float" else int
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind, default=value.default)
-    options = parser.parse_args(words)
-    return options, Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
+    return parser.parse_args(words)

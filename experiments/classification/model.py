@@ -8,20 +8,21 @@ from functools import lru_cache
 
 import numpy as np
 import torch
-from tokenizers import Tokenizer
-from tokenizers.models import WordLevel
 from torch import nn
-from transformers import PreTrainedModel, PreTrainedTokenizerFast, RobertaConfig, RobertaForSequenceClassification
+from transformers import PreTrainedModel
 
 from tinyhat.config import EncoderConfig, TrainConfig
 from tinyhat.data.packing import StepPlan
+from tinyhat.encoder.forward import rectangle
 from tinyhat.encoder.load import Encoder, load_encoder, wrap_model
+from tinyhat.encoder.untrained import NAME as UNTRAINED
+from tinyhat.encoder.untrained import placeholder_tokenizer, untrained_roberta
 from tinyhat.errors import UserError
 from tinyhat.head.losses import document_losses
 from tinyhat.train.objective import Classify
-from tinyhat.types import IntArray, Pack
+from tinyhat.types import Pack
 
-RANDOM = "roberta-base:random"
+SHAPE = (12, 768)  # layers and width of the model with random weights
 
 
 class FirstToken(nn.Module):
@@ -62,10 +63,10 @@ def build(name: str, labels: tuple[str, ...], max_tokens: int, seed: int, head: 
     """
     base = _base(name, labels, max_tokens, layout)
     encoder = replace(base, model=copy.deepcopy(base.model))
+    if name == UNTRAINED:  # other weights for every seed, the same ones in both layouts
+        encoder.model.load_state_dict(untrained_roberta(len(labels), seed, *SHAPE).state_dict())
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        if name == RANDOM:
-            encoder.model.init_weights()
         for module in encoder.model.classifier.modules() if head == "stock" else ():
             encoder.model._init_weights(module)
     if head == "note":
@@ -79,22 +80,9 @@ def build(name: str, labels: tuple[str, ...], max_tokens: int, seed: int, head: 
 def _base(name: str, labels: tuple[str, ...], max_tokens: int, layout: str) -> Encoder:
     """Load once what every run of a grid starts from."""
     config = EncoderConfig(model=name, path="auto" if layout == "packed" else "padded", attention_dropout=0.0)
-    if name == RANDOM:
-        return _random(labels, config)
+    if name == UNTRAINED:
+        return wrap_model(name, untrained_roberta(len(labels), 0, *SHAPE), placeholder_tokenizer(), config)
     return load_encoder(name, "multi", labels, config, max_tokens, 0)
-
-
-def _random(labels: tuple[str, ...], config: EncoderConfig) -> Encoder:
-    """RoBERTa-base's shape with random weights; the token ids are another tokenizer's, padding is 0."""
-    shape = RobertaConfig(
-        vocab_size=50265, max_position_embeddings=514, type_vocab_size=1, pad_token_id=0, bos_token_id=1,
-        eos_token_id=2, attention_probs_dropout_prob=0.0, num_labels=len(labels),
-        problem_type="multi_label_classification",
-    )  # fmt: skip
-    model = RobertaForSequenceClassification(shape)
-    words = Tokenizer(WordLevel({"[PAD]": 0, "[UNK]": 100}, unk_token="[UNK]"))
-    tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
-    return wrap_model(RANDOM, model, tokenizer, config)
 
 
 def _put_note_head(model: PreTrainedModel, labels: int) -> None:
@@ -124,7 +112,7 @@ class Objective(Classify):
 
     def __init__(self, encoder: Encoder, material: object, layout: str, micro: int, mean: bool) -> None:
         super().__init__(encoder, material)  # type: ignore[arg-type]
-        self.layout, self.micro, self.mean, self.pad = layout, micro, mean, encoder.pad_token_id
+        self.layout, self.micro, self.mean = layout, micro, mean
 
     def step_plan(self, config: TrainConfig, world_size: int) -> StepPlan:
         """Return the package's plan over random batches, or the one of micro-batches."""
@@ -137,7 +125,7 @@ class Objective(Classify):
             losses = super().losses(encoder, pack, device)
         else:
             assert pack.targets is not None
-            losses = document_losses(encoder.model(**rectangle(pack, self.pad, device)).logits, pack.targets)
+            losses = document_losses(padded_logits(encoder, pack, device), pack.targets)
         return losses / pack.targets.width if self.mean and pack.targets is not None else losses
 
 
@@ -155,13 +143,7 @@ class MicroBatches(StepPlan):
             yield batch[begin : begin + self.micro], True  # type: ignore[attr-defined]
 
 
-def rectangle(pack: Pack, pad: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Return a pack as one padded batch: input_ids and attention_mask, int64 [B, longest]."""
-    lengths: IntArray = np.diff(pack.cu_seqlens).astype(np.int64)
-    real = np.arange(lengths.max()) < lengths[:, None]
-    ids = np.full(real.shape, pad, dtype=np.int64)
-    ids[real] = pack.input_ids
-    return {
-        "input_ids": torch.from_numpy(ids).to(device),
-        "attention_mask": torch.from_numpy(real.astype(np.int64)).to(device),
-    }
+def padded_logits(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+    """Return the logits [S, L] of a pack as one padded batch."""
+    lengths = np.diff(pack.cu_seqlens).astype(np.int64)
+    return encoder.model(**rectangle(encoder, pack, np.arange(len(lengths)), lengths, device)).logits

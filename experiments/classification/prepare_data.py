@@ -20,6 +20,7 @@ from tinyhat.data.corpora.eurlex57k import read
 from tinyhat.data.raw import RawDataset
 from tinyhat.errors import UserError
 from tinyhat.run import atomic_path, write_bytes
+from tinyhat.train.grid import require_folder
 
 ARCHIVE = "https://archive.org/download/EURLEX57K/dataset.zip"
 
@@ -31,6 +32,7 @@ def main() -> None:
     parser.add_argument("--out", type=Path, default=Path("data/eurlex57k"))
     options = parser.parse_args()
     try:
+        require_folder(options.out)
         source = None if options.source == "hub" else options.source
         if source == "zenodo":
             source = str(_download(options.out.parent / "EURLEX57K.zip"))

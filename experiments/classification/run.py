@@ -9,69 +9,65 @@ from __future__ import annotations
 
 import argparse
 import copy
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import torch
-from config import Settings, parse
-from data import FIXED, Data, load, take
+from config import LAYOUTS, Settings, parse
+from data import FIXED, Data, fingerprint, load, take
 from metrics import measure
-from model import RANDOM, Objective, build, rectangle
+from model import Objective, build, padded_logits
 
 from tinyhat.data.packing import build_pack, inference_packs
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack
+from tinyhat.encoder.untrained import NAME as UNTRAINED
 from tinyhat.errors import UserError
 from tinyhat.head.output import output_layer, start_at_prior
 from tinyhat.run import Run
 from tinyhat.train.flops import step_flops
+from tinyhat.train.grid import Grid, require_counts, start
 from tinyhat.train.loop import Trainer
 from tinyhat.train.objective import Material
 from tinyhat.train.precision import FP32, choose_train_plan
-from tinyhat.train.trial import Bench, Trial, choose_plans, list_plans, run_grid
+from tinyhat.train.trial import Bench, Trial
 from tinyhat.train.watch import Watch
 from tinyhat.types import FloatArray
 
 
 def main() -> None:
-    """Run what the command line asks for; exit code 2 and one sentence for a mistake."""
-    options, settings = parse()
-    if options.list:
-        print(list_plans())
-        return
+    """Run what the command line asks for."""
+    start("experiments/classification/run.py", parse(), Settings, prepare)
+
+
+def prepare(options: argparse.Namespace, settings: Settings) -> Grid:
+    """Read the data and refuse what cannot run.
+
+    Raises:
+        UserError: model or data cannot be had, or do not belong together.
+    """
+    require_counts(options, ("dev_limit",))
+    data = load(options, settings.max_tokens)
     try:
-        layouts = ("packed", "padded") if options.layout == "both" else (options.layout,)
-        seeds = [options.seed] if options.seed is not None else range(options.seeds)
-        plans = choose_plans(options.config)
-        tokenizer = "minilm" if options.model == RANDOM else options.model
-        data = load(options.data, options.tokens, tokenizer, settings.max_tokens, options.limit)
-        if options.dev_limit:
-            rows = np.arange(min(options.dev_limit, len(data.dev[0])))
-            data = replace(data, dev=(take(data.dev[0], rows), data.dev[1].take(rows)))
-        build(options.model, data.labels, settings.max_tokens, 0, options.head, "padded")  # refused now or never
-        row = {"model": options.model, "head": options.head, "reduction": options.reduction}
-        trials = [
-            Trial("classification", plan, seed, row | {"layout": layout})
-            for layout in layouts
-            for seed in seeds  # a grid that is stopped has seen every plan
-            for plan in plans
-        ]
-        with tempfile.TemporaryDirectory() as scratch:
-            run_grid(
-                trials,
-                lambda trial: bench(trial, data, settings, options, Path(scratch)),
-                options.out,
-                options.only_missing,
-                settings.eval_steps,
-                lambda sentence: print(sentence, file=sys.stderr, flush=True),
-            )
+        encoder = build(options.model, data.labels, settings.max_tokens, 0, options.head, "padded")
     except UserError as error:
-        other = f"; or --model {RANDOM}: the same shape, random weights" if "cannot be reached" in str(error) else ""
-        print(f"experiments/classification/run.py: {error}{other}", file=sys.stderr)
-        sys.exit(2)
+        other = f"; or --model {UNTRAINED}: the same shape, random weights" if "cannot be reached" in str(error) else ""
+        raise UserError(f"{error}{other}") from None
+    highest = max(int(reading.input_ids.max()) for reading, _ in (data.train, data.dev))
+    if highest >= encoder.model.config.vocab_size:
+        raise UserError(
+            f"the data has token {highest} and {options.model} knows {encoder.model.config.vocab_size}: "
+            "give the tokens of its own tokenizer"
+        )
+    row = {"model": options.model, "head": options.head, "reduction": options.reduction}
+    layouts = LAYOUTS if options.layout == "both" else (options.layout,)
+    return Grid(
+        "classification",
+        [row | {"layout": layout} for layout in layouts],
+        fingerprint(data),
+        lambda trial, scratch: bench(trial, data, settings, options, scratch),
+    )
 
 
 def bench(trial: Trial, data: Data, settings: Settings, options: argparse.Namespace, scratch: Path) -> Bench:
@@ -127,11 +123,8 @@ def _logits(trainer: Trainer, reading: Reading, exact: bool) -> FloatArray:
         with torch.no_grad(), plan.context(device):
             for rows in inference_packs(reading.lengths, trainer.config.pack_tokens, out.shape[1]):
                 pack = build_pack(reading, rows, encoder.first_position)
-                if encoder.packed:
-                    found = forward_pack(encoder, pack, device)
-                else:
-                    found = model(**rectangle(pack, encoder.pad_token_id, device)).logits
-                out[rows] = found.float().cpu().numpy()
+                logits = forward_pack if encoder.packed else padded_logits
+                out[rows] = logits(encoder, pack, device).float().cpu().numpy()
     finally:
         for module, rate in zip(dropouts, rates, strict=True):
             module.p = rate

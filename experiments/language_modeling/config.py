@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from dataclasses import dataclass
-from pathlib import Path
 
 from tinyhat.config import TrainConfig
+from tinyhat.train.grid import add_grid_flags
 
 
 @dataclass(frozen=True)
@@ -46,20 +46,8 @@ class Settings:
         )
 
 
-def parse(words: list[str] | None = None) -> tuple[argparse.Namespace, Settings]:
+def parse(words: list[str] | None = None) -> argparse.Namespace:
     """Read the command line; flags of Settings override the defaults."""
     parser = argparse.ArgumentParser(description="The language modelling counterpart (PLAN.md).")
-    parser.add_argument("--config", default="all", help="all, minimum, or plans with commas between them")
-    parser.add_argument("--seed", type=int, help="one seed")
-    parser.add_argument("--seeds", type=int, default=1, help="seeds 0 to N - 1")
-    parser.add_argument("--data", type=Path, default=Path("data/eltec_eng"), help="what prepare_data.py wrote")
-    parser.add_argument("--out", type=Path, default=Path("runs/dtypes"), help="RESULTS")
-    parser.add_argument("--limit", type=int, help="at most N windows of each split")
-    parser.add_argument("--watch", type=int, default=10, help="steps between two looks at which weights moved")
-    parser.add_argument("--only-missing", action="store_true", help="go on with a grid that stopped half-way")
-    parser.add_argument("--list", action="store_true", help="print all plans with their dtypes")
-    for name, value in Settings.__dataclass_fields__.items():
-        kind = float if value.type == "float" else int
-        parser.add_argument(f"--{name}", f"--{name.replace('_', '-')}", type=kind, default=value.default)
-    options = parser.parse_args(words)
-    return options, Settings(**{name: getattr(options, name) for name in Settings.__dataclass_fields__})
+    add_grid_flags(parser, Settings, "data/eltec_eng")
+    return parser.parse_args(words)

@@ -5,10 +5,9 @@ python experiments/language_modeling/run.py --config all --seeds 3
 
 from __future__ import annotations
 
+import argparse
 import copy
 import math
-import sys
-import tempfile
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,15 +15,16 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from config import Settings, parse
-from data import Data, load
+from data import Data, fingerprint, load
 from model import NextToken, build, window_losses
 
 from tinyhat.errors import UserError
 from tinyhat.run import Run
 from tinyhat.train.flops import step_flops
+from tinyhat.train.grid import Grid, start
 from tinyhat.train.loop import Trainer
 from tinyhat.train.precision import FP32, choose_train_plan
-from tinyhat.train.trial import Bench, Trial, choose_plans, list_plans, run_grid
+from tinyhat.train.trial import Bench, Trial
 from tinyhat.train.watch import Watch
 from tinyhat.types import FloatArray
 
@@ -32,31 +32,25 @@ FIXED = 16  # validation windows whose last logits are compared between plans
 
 
 def main() -> None:
-    """Run what the command line asks for; exit code 2 and one sentence for a mistake."""
-    options, settings = parse()
-    if options.list:
-        print(list_plans())
-        return
-    try:
-        data = load(options.data, settings.context, options.limit)
-        seeds = [options.seed] if options.seed is not None else range(options.seeds)
-        row = {"model": f"gpt2-{settings.layers}x{settings.width}"}
-        # seeds first: a grid that is stopped has seen every plan
-        trials = [
-            Trial("language_modeling", plan, seed, row) for seed in seeds for plan in choose_plans(options.config)
-        ]
-        with tempfile.TemporaryDirectory() as scratch:
-            run_grid(
-                trials,
-                lambda trial: bench(trial, data, settings, options.watch, Path(scratch)),
-                options.out,
-                options.only_missing,
-                settings.eval_steps,
-                lambda sentence: print(sentence, file=sys.stderr, flush=True),
-            )
-    except UserError as error:
-        print(f"experiments/language_modeling/run.py: {error}", file=sys.stderr)
-        sys.exit(2)
+    """Run what the command line asks for."""
+    start("experiments/language_modeling/run.py", parse(), Settings, prepare)
+
+
+def prepare(options: argparse.Namespace, settings: Settings) -> Grid:
+    """Read the data and refuse what cannot run.
+
+    Raises:
+        UserError: no data, or a width that its heads do not divide.
+    """
+    if settings.width % settings.heads:
+        raise UserError(f"--width {settings.width} is no multiple of --heads {settings.heads}")
+    data = load(options.data, settings.context, options.limit)
+    return Grid(
+        "language_modeling",
+        [{"model": f"gpt2-{settings.layers}x{settings.width}"}],
+        fingerprint(data),
+        lambda trial, scratch: bench(trial, data, settings, options.watch, scratch),
+    )
 
 
 def bench(trial: Trial, data: Data, settings: Settings, watch_every: int, scratch: Path) -> Bench:

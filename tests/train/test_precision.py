@@ -185,6 +185,48 @@ def test_a_wrong_plan_is_caught_at_every_check():
         replace(plan, master="fp32").check_states(update.optimizer, model, "after the first step")
 
 
+def after_a_step(plan):
+    model = tiny_model("bert")
+    update = Update(model, TrainConfig(), plan, 32)
+    sum(p.float().square().sum() for p in model.parameters()).backward()
+    update.optimizer.step()
+    return model, update.optimizer
+
+
+def test_8_bit_states_that_are_none_are_caught():
+    plan = choose_train_plan("amp_bf16_8bit", CPU)
+    model, optimizer = after_a_step(plan)
+    plan.check_states(optimizer, model, "after the first step")
+    kept = plan.states_in_fp32(optimizer, model)
+    sizes = {n: p.numel() for n, p in model.named_parameters()}
+    assert kept == [n for n, size in sizes.items() if size < 4096]
+    assert len(kept) < len(sizes)
+    model, optimizer = after_a_step(choose_train_plan("amp_bf16", CPU))
+    with pytest.raises(UserError, match=r"exp_avg of bert.embeddings.word_embeddings.weight is torch.float32"):
+        plan.check_states(optimizer, model, "after the first step")
+    assert choose_train_plan("amp_bf16", CPU).states_in_fp32(optimizer, model) == []
+
+
+def test_8_bit_states_where_the_plan_has_none_are_caught():
+    model, optimizer = after_a_step(choose_train_plan("amp_bf16_8bit", CPU))
+    with pytest.raises(UserError, match=r"state1 of .*uint8"):
+        choose_train_plan("amp_bf16", CPU).check_states(optimizer, model, "after the first step")
+
+
+def test_fp8_states_are_those_of_their_codes():
+    plan = choose_train_plan("amp_bf16_fp8opt", CPU)
+    model = torch.nn.ModuleDict({"whole": torch.nn.Linear(64, 64, False), "odd": torch.nn.Linear(64, 65, False)})
+    states = {n: torch.zeros_like(p) for n, p in model.named_parameters()}
+    optimizer = torch.optim.SGD(model.parameters())
+    for name, parameter in model.named_parameters():
+        optimizer.state[parameter] = {"exp_avg": states[name]}
+    with pytest.raises(UserError, match=r"exp_avg of whole.weight is torch.float32"):
+        plan.check_states(optimizer, model, "after the first step")
+    states["whole.weight"].codes = torch.zeros(4096, dtype=torch.float8_e4m3fn)  # as torchao's tensors have them
+    plan.check_states(optimizer, model, "after the first step")
+    assert plan.states_in_fp32(optimizer, model) == ["odd.weight"]  # 4,160 values are no whole number of blocks
+
+
 def test_a_plan_of_prediction_leaves_the_head_to_its_objective():
     plan = as_train_plan(choose_plan("amp_bf16", CPU))
     assert isinstance(plan, TrainPlan)

@@ -47,6 +47,10 @@ class Plan:
         """Whether products take lower precision than the weights are stored in."""
         return self.compute != self.body
 
+    def emulated(self, device: torch.device) -> bool:
+        """Return whether products are fp32 ones rounded to fp16 (`HalfProducts`): fp16's numbers, not its speed."""
+        return self.compute == torch.float16 and device.type == "cpu"
+
     @contextmanager
     def context(self, device: torch.device) -> Iterator[None]:
         """Return the context in which forward passes run (backward passes run in `products` alone)."""
@@ -57,7 +61,7 @@ class Plan:
     @contextmanager
     def products(self, device: torch.device) -> Iterator[None]:
         """Return the context of the plan's matrix products, for forward and backward passes alike."""
-        if self.compute == torch.float16 and device.type == "cpu":
+        if self.emulated(device):
             # in inference mode whole operations arrive undivided, autocast left behind
             inference = torch.is_inference_mode_enabled()
             with (

@@ -1,6 +1,7 @@
 """What a grid of runs says: rows of means over seeds, paired differences, stability, padding tax, ranks of two tasks.
 
-A *row* is a task with everything but plan and seed fixed (model, head, loss reduction, layout).
+A *row* is a task with everything but plan and seed fixed: model, head, loss reduction, layout, and the *setup*, which
+is a hash of all other settings (steps, rates, limits, data). Only runs of one row are compared.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ from tinyhat.errors import UserError
 BASE = "fp32"
 QUALITY = {"classification": "tuned_micro_f1", "language_modeling": "validation_loss"}
 LOWER_IS_BETTER = ("validation_loss", "fp32_validation_loss", "last_loss")
-ROW = ("task", "model", "head", "reduction", "layout")
+ROW = ("task", "model", "head", "reduction", "layout", "setup")
 Runs = list[dict[str, Any]]
 
 
@@ -105,6 +106,20 @@ def by_row(runs: Iterable[dict[str, Any]]) -> dict[tuple[str, ...], dict[str, Ru
     return rows
 
 
+def settings_apart(runs: Runs) -> dict[str, str]:
+    """Return setup to what sets it apart from the other setups of its task, as text; empty where it is the only one."""
+    found: dict[str, dict[str, dict[str, Any]]] = {}
+    for run in runs:
+        if "setup" in run:
+            found.setdefault(run["task"], {})[run["setup"]] = run.get("settings", {})
+    words: dict[str, str] = {}
+    for setups in found.values():
+        names = dict.fromkeys(name for settings in setups.values() for name in settings)
+        differ = [n for n in names if len({json.dumps(s.get(n)) for s in setups.values()}) > 1]
+        words |= {setup: ", ".join(f"{n} {s.get(n)}" for n in differ) for setup, s in setups.items()}
+    return words
+
+
 def seeds_of(runs: Runs, name: str) -> dict[int, float]:
     """Return seed to value of the runs that have it."""
     return {int(r["seed"]): v for r in runs if (v := value_of(r, name)) is not None}
@@ -151,50 +166,82 @@ def reasons(runs: Iterable[Mapping[str, Any]]) -> dict[str, str]:
     return {f"{r['plan']} ({r['task']})": str(r["reason"]) for r in runs if r["status"] == "cannot run"}
 
 
-def padding_tax(runs: Runs) -> dict[str, tuple[float, float]]:
-    """Return plan to documents/s padded and packed, where both rows exist with all else equal."""
-    speeds: dict[tuple[str, ...], dict[str, list[float]]] = {}
+def emulated(runs: Iterable[Mapping[str, Any]]) -> list[str]:
+    """Return the plans whose products were emulated: they have no speed."""
+    return list(dict.fromkeys(str(r["plan"]) for r in runs if r.get("products") == "emulated"))
+
+
+@dataclass(frozen=True)
+class Tax:
+    """Documents/s padded and packed, means over the `seeds` that finished in both; all else of `row` is equal."""
+
+    row: tuple[str, ...]
+    plan: str
+    seeds: int
+    padded: float
+    packed: float
+
+
+def padding_tax(runs: Runs) -> list[Tax]:
+    """Return how fast padded and packed runs are, for every plan and row that has both."""
+    speeds: dict[tuple[tuple[str, ...], str], dict[str, dict[int, float]]] = {}
     for run in runs:
-        speed = value_of(run, "samples_per_second")
-        if "layout" in run and speed is not None and run["status"] == "done":
-            key = (run["plan"], *(str(run.get(n)) for n in ROW if n != "layout"))
-            speeds.setdefault(key, {}).setdefault(run["layout"], []).append(speed)
-    return {
-        key[0]: (float(np.mean(found["padded"])), float(np.mean(found["packed"])))
-        for key, found in speeds.items()
-        if found.keys() >= {"padded", "packed"}
-    }
+        if "layout" in run and run["status"] == "done":
+            row = tuple(str(run[n]) for n in ROW if n in run and n != "layout")
+            found = speeds.setdefault((row, run["plan"]), {}).setdefault(run["layout"], {})
+            found |= seeds_of([run], "samples_per_second")
+    taxes = []
+    for (row, plan), layouts in speeds.items():
+        padded, packed = layouts.get("padded", {}), layouts.get("packed", {})
+        if seeds := padded.keys() & packed.keys():
+            means = (float(np.mean([layout[s] for s in seeds])) for layout in (padded, packed))
+            taxes.append(Tax(row, plan, len(seeds), *means))
+    return taxes
 
 
 @dataclass(frozen=True)
 class Ranks:
-    """How two tasks order the plans: Spearman's rho with its p-value, and plan to (rank, rank), flips first."""
+    """How two tasks order the plans: Spearman's rho with its p-value, and plan to (rank, rank), flips first.
+
+    `seeds` is plan to how many seeds its rank rests on in both tasks.
+    """
 
     rho: float
     p: float
     ranks: dict[str, tuple[float, float]]
+    seeds: dict[str, tuple[int, int]]
 
 
 def compare_ranks(first: Mapping[str, Runs], second: Mapping[str, Runs], names: tuple[str, str]) -> Ranks | None:
-    """Rank the plans that finished in both tasks by quality (1 is best; fp32 among them).
+    """Rank the plans that finished in both tasks by their paired difference to fp32 (1 is best; fp32 among them).
+
+    Differences and not means, because plans may have finished on different seeds, and seeds differ more than plans do.
 
     Args:
         first: plan to runs of one task.
         second: of the other.
         names: the quality of each.
     """
-    means: list[dict[str, float]] = []
+    found: list[dict[str, Difference]] = []
     for plans, name in zip((first, second), names, strict=True):
-        sign = 1.0 if name in LOWER_IS_BETTER else -1.0
-        values = {p: [v for r in runs if (v := value_of(r, name)) is not None] for p, runs in plans.items()}
-        means.append({p: sign * float(np.mean(v)) for p, v in values.items() if v})
-    shared = [p for p in means[0] if p in means[1]]
+        base = seeds_of(plans.get(BASE, []), name)
+        pairs = {plan: paired(seeds_of(runs, name), base) for plan, runs in plans.items()}
+        found.append({plan: pair for plan, pair in pairs.items() if pair is not None})
+    shared = [p for p in found[0] if p in found[1]]
     if len(shared) < 3:
         return None
-    a, b = (stats.rankdata([m[p] for p in shared]) for m in means)
+    signs = [1.0 if name in LOWER_IS_BETTER else -1.0 for name in names]
+    # rounded: differences that are equal but for the order of sums are ties
+    a, b = (stats.rankdata([round(sign * d[p].mean, 12) for p in shared]) for sign, d in zip(signs, found, strict=True))
     result = stats.spearmanr(a, b)
-    order = np.argsort(-np.abs(a - b), kind="stable")
-    return Ranks(float(result.statistic), float(result.pvalue), {shared[i]: (float(a[i]), float(b[i])) for i in order})
+    order = [shared[i] for i in np.argsort(-np.abs(a - b), kind="stable")]
+    ranks = dict(zip(shared, zip(a.tolist(), b.tolist(), strict=True), strict=True))
+    return Ranks(
+        float(result.statistic),
+        float(result.pvalue),
+        {p: ranks[p] for p in order},
+        {p: (found[0][p].pairs, found[1][p].pairs) for p in order},
+    )
 
 
 def main_row(rows: Mapping[tuple[str, ...], Mapping[str, Runs]], task: str) -> tuple[str, ...] | None:

@@ -17,12 +17,14 @@ from tinyhat.report.experiment import (
     Spread,
     by_row,
     compare_ranks,
+    emulated,
     main_row,
     padding_tax,
     paired,
     read_runs,
     reasons,
     seeds_of,
+    settings_apart,
     spread,
     stability,
     value_of,
@@ -44,6 +46,7 @@ COMMON = (
     ("largest_logit", "largest logit", 2), ("skipped_steps", "skipped", 0), ("samples_per_second", "documents/s", 2),
     ("tokens_per_second", "tokens/s", 0), ("peak_memory_gb", "peak GB", 2), ("mfu", "MFU", 4),
 )  # fmt: skip
+EMULATED = "Products emulated on this processor (fp32 products rounded to fp16: fp16's numbers, no speed, no MFU):"
 
 
 def build_experiment_report(folder: Path) -> tuple[Path, Path]:
@@ -55,11 +58,16 @@ def build_experiment_report(folder: Path) -> tuple[Path, Path]:
     runs = with_drift(read_runs(folder), folder)
     if not runs:
         raise UserError(f"{folder} holds no runs.jsonl: give the --out of an experiment")
-    rows = by_row(runs)
+    rows, apart = by_row(runs), settings_apart(runs)
     page: dict[str, Any] = {
-        "tables": [_table(row, plans) for row, plans in rows.items()],
+        "tables": [_table(row, plans, apart) for row, plans in rows.items()],
         "reasons": reasons(runs),
-        "tax": [(p, a, b, b / a) for p, (a, b) in padding_tax(runs).items()],
+        "tax": [
+            (_title(t.row, apart), t.plan, t.seeds, f"{t.padded:.2f}", f"{t.packed:.2f}", f"{t.packed / t.padded:.2f}")
+            for t in padding_tax(runs)
+        ],
+        "emulated": ", ".join(emulated(runs)),
+        "emulated_means": EMULATED,
         "ranks": _ranks(rows),
         "plots": _plots(rows, folder) if plots.available() else [],
         "facts": _facts(runs),
@@ -71,8 +79,16 @@ def build_experiment_report(folder: Path) -> tuple[Path, Path]:
     return html, markdown
 
 
-def _table(row: tuple[str, ...], plans: Mapping[str, Runs]) -> dict[str, Any]:
-    """Return one row's table: a line per plan that ran, differences of the quality to fp32, and stability."""
+def _title(row: tuple[str, ...], apart: Mapping[str, str]) -> str:
+    """Return a row in words; of its settings those that set it apart."""
+    return " · ".join(word for word in (apart.get(x, x.replace("_", " ")) for x in row) if word)
+
+
+def _table(row: tuple[str, ...], plans: Mapping[str, Runs], apart: Mapping[str, str]) -> dict[str, Any]:
+    """Return one row's table: a line per plan that ran, differences of the quality to fp32, and stability.
+
+    Means are of the seeds that finished; of all where none did. How many did is in the line.
+    """
     task = row[0]
     quality = QUALITY.get(task, "last_loss")
     base = seeds_of(plans.get(BASE, []), quality)
@@ -86,11 +102,13 @@ def _table(row: tuple[str, ...], plans: Mapping[str, Runs]) -> dict[str, Any]:
         ran = [r for r in runs if r["status"] != "cannot run"]
         if not ran:
             continue
-        cells = [show(spread(list(seeds_of(ran, name).values())), digits) for name, _, digits in columns]
+        done = [r for r in ran if r["status"] == "done"]
+        cells = [show(spread(list(seeds_of(done or ran, name).values())), digits) for name, _, digits in columns]
         difference = None if plan == BASE else paired(seeds_of(ran, quality), base)
         lines.append(
             {
                 "plan": plan,
+                "seeds": str(len(done)) if len(done) == len(ran) else f"{len(done)} of {len(ran)}",
                 "cells": cells,
                 "difference": show_difference(difference),
                 "clear": difference is not None and difference.clear,
@@ -99,7 +117,7 @@ def _table(row: tuple[str, ...], plans: Mapping[str, Runs]) -> dict[str, Any]:
     states = stability({p: r for p, r in plans.items() if any(x["status"] != "cannot run" for x in r)})
     seeds = sorted({s for found in states.values() for s in found})
     return {
-        "title": " · ".join(row).replace("_", " "),
+        "title": _title(row, apart),
         "quality": {c[0]: c[1] for c in columns}.get(quality, quality),
         "columns": [title for _, title, _ in columns],
         "lines": lines,
@@ -132,7 +150,10 @@ def _ranks(rows: Mapping[tuple[str, ...], Mapping[str, Runs]]) -> dict[str, Any]
     found = compare_ranks(rows[first], rows[second], (QUALITY[first[0]], QUALITY[second[0]]))
     if found is None:
         return None
-    lines = [(plan, f"{a:g}", f"{b:g}", f"{abs(a - b):g}") for plan, (a, b) in found.ranks.items()]
+    lines = [
+        (plan, f"{a:g}", f"{b:g}", f"{abs(a - b):g}", "{} and {}".format(*found.seeds[plan]))
+        for plan, (a, b) in found.ranks.items()
+    ]
     return {"rho": f"{found.rho:.2f}", "p": f"{found.p:.3f}", "count": len(lines), "lines": lines}
 
 
@@ -147,7 +168,8 @@ def _plots(rows: Mapping[tuple[str, ...], Mapping[str, Runs]], folder: Path) -> 
         quality = QUALITY[task]
         points = {}
         for plan, runs in plans.items():
-            speed, value = (spread(list(seeds_of(runs, n).values())) for n in ("samples_per_second", quality))
+            done = [r for r in runs if r["status"] == "done"]
+            speed, value = (spread(list(seeds_of(done, n).values())) for n in ("samples_per_second", quality))
             if speed is not None and value is not None:
                 points[plan] = (speed.mean, value.mean, value.deviation or 0.0)
         title = task.replace("_", " ")
@@ -191,10 +213,12 @@ def _facts(runs: Runs) -> list[str]:
 def _markdown(page: Mapping[str, Any]) -> str:
     parts = ["# Numeric plans\n"]
     for table in page["tables"]:
-        head = ["plan", f"{table['quality']} minus fp32 (95%)", *table["columns"]]
+        head = ["plan", "seeds", f"{table['quality']} minus fp32 (95%)", *table["columns"]]
         parts.append(f"## {table['title']}\n")
         parts.append("| " + " | ".join(head) + " |\n|" + "---|" * len(head))
-        parts += ["| " + " | ".join([x["plan"], x["difference"], *x["cells"]]) + " |" for x in table["lines"]]
+        parts += [
+            "| " + " | ".join([x["plan"], x["seeds"], x["difference"], *x["cells"]]) + " |" for x in table["lines"]
+        ]
         parts.append("")
         parts.append(
             "| stability | "
@@ -205,17 +229,20 @@ def _markdown(page: Mapping[str, Any]) -> str:
         parts += ["| " + " | ".join([plan, *words]) + " |" for plan, words in table["stability"]]
         parts.append("")
     if page["tax"]:
-        parts.append("## Padding tax\n\n| plan | documents/s padded | packed | packed / padded |\n|---|---|---|---|")
-        parts += [f"| {p} | {a:.2f} | {b:.2f} | {c:.2f} |" for p, a, b, c in page["tax"]]
+        parts.append("## Padding tax\n\n| row | plan | seeds | documents/s padded | packed | packed / padded |")
+        parts.append("|---|---|---|---|---|---|")
+        parts += ["| " + " | ".join(map(str, line)) + " |" for line in page["tax"]]
         parts.append("")
     if page["ranks"]:
         ranks = page["ranks"]
         parts.append(
             f"## Ranks of the two tasks\n\nSpearman's rho {ranks['rho']} (p {ranks['p']}, {ranks['count']} plans).\n"
         )
-        parts.append("| plan | classification | language modeling | apart |\n|---|---|---|---|")
+        parts.append("| plan | classification | language modeling | apart | seeds |\n|---|---|---|---|---|")
         parts += ["| " + " | ".join(line) + " |" for line in ranks["lines"]]
         parts.append("")
+    if page["emulated"]:
+        parts.append(f"{EMULATED} {page['emulated']}.\n")
     if page["reasons"]:
         parts.append("## Could not run here\n")
         parts += [f"* {plan}: {reason}" for plan, reason in page["reasons"].items()]

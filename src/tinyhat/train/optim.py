@@ -105,7 +105,7 @@ def build_optimizer(
     elif plan.master == "none" and plan.rounding == "once" and plan.states != "fp32":
         optimizer = torch.optim.AdamW(groups, fused=True)  # states take the parameters' dtype, registers are fp32
     else:
-        states = STATE_DTYPES[plan.states][0]
+        states = STATE_DTYPES[plan.states]
         optimizer = LowAdamW(groups, states, plan.master, plan.rounding, originals, config.seed)
     for group in optimizer.param_groups:
         group["base_lr"] = group["lr"]

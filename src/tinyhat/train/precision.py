@@ -23,13 +23,16 @@ from tinyhat.errors import UserError, did_you_mean
 Master = Literal["none", "fp32", "split"]
 Rounding = Literal["each operation", "once", "stochastic", "Kahan"]
 States = Literal["fp32", "bf16", "fp16", "int8", "fp8"]
-STATE_DTYPES: dict[str, tuple[torch.dtype, ...]] = {
-    "fp32": (torch.float32,),
-    "bf16": (torch.bfloat16,),
-    "fp16": (torch.float16,),
-    "int8": (torch.uint8, torch.float32),  # tensors below 4,096 values keep fp32 states (bitsandbytes)
-    "fp8": (torch.float8_e4m3fn, torch.float32),
+STATE_DTYPES: dict[str, torch.dtype] = {
+    "fp32": torch.float32,
+    "bf16": torch.bfloat16,
+    "fp16": torch.float16,
+    "int8": torch.uint8,
+    "fp8": torch.float8_e4m3fn,
 }
+SMALLEST = 4096  # values: smaller tensors keep fp32 states under int8 (bitsandbytes) and fp8 (torchao)
+BLOCK = 256  # fp8: tensors that are no whole number of blocks keep fp32 states too
+MOMENTS = ("exp_avg", "exp_avg_sq", "state1", "state2")  # torch's and torchao's names, bitsandbytes'
 STATIC_SCALE = 2.0**10
 
 
@@ -90,22 +93,36 @@ class TrainPlan(Plan):
     def check_states(self, optimizer: torch.optim.Optimizer, model: nn.Module, when: str) -> None:
         """Stop unless the optimiser's moments and master weights are stored as the plan says.
 
+        Under int8 and fp8, tensors that are too small for it must have fp32 moments, see `states_in_fp32`.
+
         Raises:
             UserError: the first tensor that is not.
         """
         master = {"fp32": torch.float32, "split": torch.int16}.get(self.master)
         for name, parameter in model.named_parameters():
             state = optimizer.state.get(parameter, {})
-            # torch's own AdamW gives states the dtype of their parameter: an fp32 head has fp32 states
-            allowed = STATE_DTYPES[self.states] if parameter.dtype == self.body else (parameter.dtype,)
-            for key in ("exp_avg", "exp_avg_sq", "state1", "state2"):
+            for key in MOMENTS:
                 value = state.get(key)
-                if isinstance(value, torch.Tensor) and value.dtype not in allowed:
-                    raise UserError(f"plan {self.name} is not what it says {when}: {key} of {name} is {value.dtype}")
+                if isinstance(value, torch.Tensor) and _stored(value) != self._state_dtype(parameter):
+                    raise UserError(f"plan {self.name} is not what it says {when}: {key} of {name} is {_stored(value)}")
             kept = state.get("master")
             low = parameter.dtype != torch.float32
             if state and (None if kept is None else kept.dtype) != (master if low else None):
                 raise UserError(f"plan {self.name} is not what it says {when}: the master of {name} is {kept}")
+
+    def _state_dtype(self, parameter: torch.Tensor) -> torch.dtype:
+        """Return the dtype that the moments of `parameter` must have."""
+        if parameter.dtype != self.body:
+            return parameter.dtype  # torch's own AdamW gives states the dtype of their parameter: an fp32 head has fp32
+        small = parameter.numel() < SMALLEST or (self.states == "fp8" and parameter.numel() % BLOCK > 0)
+        return torch.float32 if self.states in ("int8", "fp8") and small else STATE_DTYPES[self.states]
+
+    def states_in_fp32(self, optimizer: torch.optim.Optimizer, model: nn.Module) -> list[str]:
+        """Return the names of parameters whose moments are fp32 though the plan's are lower."""
+        if self.states == "fp32":
+            return []
+        found = {n: optimizer.state.get(p, {}) for n, p in model.named_parameters()}
+        return [n for n, s in found.items() if any(k in s and _stored(s[k]) == torch.float32 for k in MOMENTS)]
 
     def check_logits(self, logits: torch.Tensor, when: str) -> None:
         """Stop unless logits leave the head in the dtype the plan computes the head in.
@@ -117,6 +134,12 @@ class TrainPlan(Plan):
             return
         wanted = torch.float32 if self.fp32_head else self.compute
         require_equal(self.name, {"the head's output": wanted}, {"the head's output": logits.dtype}, when)
+
+
+def _stored(value: torch.Tensor) -> torch.dtype:
+    """Return the dtype of a moment's values: torchao's are tensors of codes and scales that call themselves fp32."""
+    codes = getattr(value, "codes", value)
+    return codes.dtype if isinstance(codes, torch.Tensor) else value.dtype
 
 
 FP32 = TrainPlan("fp32", torch.float32, "the default", fp32_head=True)

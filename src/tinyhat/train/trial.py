@@ -5,13 +5,12 @@ RESULTS holds `runs.jsonl`, `steps/KEY.jsonl` and `logits/KEY.npy` (fixed docume
 
 from __future__ import annotations
 
-import gc
+import hashlib
 import json
 import math
 import os
 import time
 from collections.abc import Callable, Iterable, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,14 +21,13 @@ import torch
 from tinyhat.errors import UserError
 from tinyhat.report.experiment import read_runs
 from tinyhat.run import atomic_path, environment, write_bytes
-from tinyhat.train.flops import peak_flops
-from tinyhat.train.loop import Trainer, peak_memory_gb
+from tinyhat.train.loop import Trainer
+from tinyhat.train.meter import Meter, reset_memory
 from tinyhat.train.precision import ALIASES, MINIMUM, TRAIN_PLANS, choose_train_plan, describe, missing_need
 from tinyhat.train.update import DivergedError
 from tinyhat.train.watch import Divergence, Watch
 from tinyhat.types import FloatArray, IntArray
 
-WARMUP = 5  # steps left out of speed and MFU: compilation, allocator, choice of kernels
 Say = Callable[[str], None]
 
 
@@ -61,18 +59,25 @@ class Trial:
         plan: as the user called it.
         seed: of everything random.
         row: further columns (model, layout, head, loss reduction).
+        settings: everything else that its numbers depend on (steps, rates, limits, data), as JSON has it.
     """
 
     task: str
     plan: str
     seed: int
     row: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, str | int | float | None] = field(default_factory=dict)
+
+    @property
+    def setup(self) -> str:
+        """Return a short hash of the settings: runs of different ones are not compared."""
+        return hashlib.sha256(json.dumps(dict(self.settings), sort_keys=True).encode()).hexdigest()[:8]
 
     @property
     def key(self) -> str:
         """Return the name of the run: a file name."""
         plan = ALIASES.get(self.plan, self.plan)
-        return "-".join([self.task, *map(str, self.row.values()), plan, str(self.seed)]).replace("/", "_")
+        return "-".join([self.task, *map(str, self.row.values()), plan, str(self.seed), self.setup]).replace("/", "_")
 
 
 def choose_plans(text: str) -> list[str]:
@@ -122,7 +127,8 @@ def run_grid(
             continue
         begin = time.perf_counter()
         record: dict[str, Any] = {"key": trial.key, "task": trial.task, "plan": ALIASES.get(trial.plan, trial.plan)}
-        record |= {"seed": trial.seed, **trial.row, "environment": environment(), "threads": torch.get_num_threads()}
+        record |= {"seed": trial.seed, **trial.row, "setup": trial.setup, "settings": dict(trial.settings)}
+        record |= {"environment": environment(), "threads": torch.get_num_threads()}
         record |= _attempt(trial, build, folder, every)
         record["seconds"] = round(time.perf_counter() - begin, 1)
         _append(folder / "runs.jsonl", record)
@@ -136,7 +142,7 @@ def _attempt(trial: Trial, build: Callable[[Trial], Bench], folder: Path, every:
     need = missing_need(plan, device)
     if need:
         return {"status": "cannot run", "reason": need}
-    _reset_memory()
+    reset_memory()
     try:
         bench = build(trial)
         return _run(trial, bench, folder, every)
@@ -149,23 +155,20 @@ def _attempt(trial: Trial, build: Callable[[Trial], Bench], folder: Path, every:
 
 def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]:
     trainer, rule = bench.trainer, Divergence()
+    meter = Meter(trainer.plan, trainer.accelerator.device)
     lines: list[dict[str, Any]] = []
-    seconds: list[float] = []
-    flops: list[float] = []
     diverged: int | None = None
-    skipped = 0
+    skipped = tokens = 0
     while trainer.progress.step < trainer.steps:
         batch = trainer.steps_plan.batch(trainer.progress.step)
-        begin = time.perf_counter()
+        meter.begin()
         try:
             line = trainer.train_step()
         except DivergedError:
             diverged = trainer.progress.step + 1
             break
-        if torch.cuda.is_available():
-            torch.cuda.synchronize()
-        seconds.append(time.perf_counter() - begin)
-        flops.append(bench.flops(batch))
+        meter.end(len(batch), trainer.progress.tokens - tokens, bench.flops(batch), bench.watch.looked)
+        tokens = trainer.progress.tokens
         facts = bench.watch.facts()
         if line.get("skipped_steps", 0) > skipped:
             facts.pop("unchanged_share", None)  # nothing was meant to move
@@ -175,11 +178,12 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
             diverged = line["step"]
             break
         if line["step"] % every == 0 and line["step"] < trainer.steps:
+            meter.evaluated = True
             lines.append({"step": line["step"], "evaluation": bench.evaluate()})
-    memory = peak_memory_gb()
     _write_lines(folder / "steps" / f"{trial.key}.jsonl", lines)
     record: dict[str, Any] = {"status": "done" if diverged is None else "diverged", "diverged_at": diverged}
-    record |= _summary(trainer, lines, seconds, flops) | {"peak_memory_gb": round(memory, 3)}
+    record |= meter.facts() | _summary([line for line in lines if "loss" in line])
+    record["states_in_fp32"] = trainer.update.states_in_fp32
     record["metrics"] = bench.evaluate() if diverged is None else None
     if diverged is None:
         with atomic_path(folder / "logits" / f"{trial.key}.npy") as temporary, temporary.open("wb") as stream:
@@ -187,26 +191,13 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
     return record
 
 
-def _summary(trainer: Trainer, lines: list[dict[str, Any]], seconds: list[float], flops: list[float]) -> dict[str, Any]:
-    """Return speed, MFU and what the steps showed; speed over the steps after the warm-up."""
-    steps = [line for line in lines if "loss" in line]
-    skip = WARMUP if len(seconds) > 2 * WARMUP else 0
-    timed = sum(seconds[skip:])
-    peak, source = peak_flops(trainer.plan, trainer.accelerator.device)
-    batch = trainer.config.batch_size
-    mfu = sum(flops[skip:]) / timed / peak if timed else None
-    tokens = sum(line["tokens_per_second"] * batch / line["documents_per_second"] for line in steps[skip:])
+def _summary(steps: list[dict[str, Any]]) -> dict[str, Any]:
+    """Return what the steps showed of the training itself."""
     shares = [line["unchanged_share"] for line in steps if "unchanged_share" in line]
     norms = [line["gradient_norm"] for line in steps if line["gradient_norm"] is not None]
     logits = [line["largest_logit"] for line in steps if line["largest_logit"] is not None]
     return {
         "steps": len(steps),
-        "samples_per_second": round(batch * len(seconds[skip:]) / timed, 3) if timed else None,
-        "tokens_per_second": round(tokens / timed, 1) if timed else None,
-        "warmup_seconds": round(sum(seconds[:skip]), 3),
-        "mfu": round(mfu, 4) if mfu is not None and mfu <= 1 else None,
-        "peak_flops": peak,
-        "peak_flops_from": source,
         "first_loss": steps[0]["loss"] if steps else None,
         "last_loss": float(np.mean([line["loss"] for line in steps[-5:]])) if steps else None,
         "skipped_steps": steps[-1].get("skipped_steps", 0) if steps else 0,
@@ -236,22 +227,11 @@ def _finite(line: dict[str, Any]) -> dict[str, Any]:
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in line.items()}
 
 
-def _reset_memory() -> None:
-    """Start the peak anew: of the GPU's allocator, or of this process where the system lets it (Linux)."""
-    gc.collect()
-    torch.compiler.reset()
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
-        torch.cuda.reset_peak_memory_stats()
-        return
-    with suppress(OSError):  # the peak is then that of the whole process so far
-        Path("/proc/self/clear_refs").write_text("5")
-
-
 def _sentence(record: Mapping[str, Any]) -> str:
     if record["status"] == "cannot run":
         return f"cannot run: {record['reason']}"
-    speed = f"{record['samples_per_second']} documents/s, {record['seconds']:.0f} s"
+    rate = record["samples_per_second"]
+    speed = f"{'no speed' if rate is None else f'{rate} documents/s'}, {record['seconds']:.0f} s"
     if record["status"] == "diverged":
         return f"diverged at step {record['diverged_at']}, {speed}"
     metrics = ", ".join(f"{k} {v:.4f}" for k, v in list((record["metrics"] or {}).items())[:3] if v is not None)

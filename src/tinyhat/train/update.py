@@ -99,6 +99,7 @@ class Update:
         }[plan.scale]
         self.sums: dict[torch.Tensor, torch.Tensor] = {}
         self.checked = False
+        self.states_in_fp32: list[str] = []  # parameters with moments above the plan's, known after the first step
 
     def _watch_head(self) -> None:
         """Check the dtype of the logits at the first training step, where the head ends in a linear layer."""
@@ -179,6 +180,7 @@ class Update:
         optimizer.zero_grad(set_to_none=True)
         if not self.checked and finite:
             self.plan.check_states(self.optimizer, self.model, "after the first step")
+            self.states_in_fp32 = self.plan.states_in_fp32(self.optimizer, self.model)
             self.checked = True
         return finite
 

@@ -26,10 +26,14 @@ class Watch(Strategy):
 
     Args:
         every: steps between two looks at the weights (a copy of them is made).
+
+    Attributes:
+        looked: whether the newest step was one of those.
     """
 
     def __init__(self, every: int = 10) -> None:
         self.every = every
+        self.looked = False
         self.largest: torch.Tensor | None = None
         self.before: dict[str, torch.Tensor] | None = None
         self.unchanged: float | None = None
@@ -44,14 +48,15 @@ class Watch(Strategy):
 
     def _see(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
         if module.training:
-            largest = output.detach().abs().max().float()
+            low, high = torch.aminmax(output.detach())  # without abs(), which copies them: 2 GB of a language model
+            largest = torch.maximum(high, -low).float()
             self.largest = largest if self.largest is None else torch.maximum(self.largest, largest)
 
     def before_step(self, step: int) -> None:
         """Start a step's maximum; copy the weights where their move will be looked at."""
         self.largest, self.unchanged = None, None
-        looks = step % self.every == self.every - 1 or step == 0
-        self.before = {n: p.detach().clone() for n, p in self.matrices.items()} if looks else None
+        self.looked = step % self.every == self.every - 1 or step == 0
+        self.before = {n: p.detach().clone() for n, p in self.matrices.items()} if self.looked else None
 
     def after_step(self, step: int) -> None:
         """Count what stayed."""
