@@ -2,12 +2,13 @@
 
     python benchmarks/strategies.py --source ../shared/data/banking77 --forgetting TEXT [--jobs 2] [--record]
 
-Every arm and seed is a process of its own, so that its peak memory is its own; a run that is stopped goes on where it
-was. Of each seed the same documents, steps and order go to all arms, all with tinyhat's default rates. The last weights
-are kept: dev documents choose nothing. Accuracy is on the test split. Forgetting is measured on TEXT, which has nothing
-to do with the task (../shared/data/eltec_eng/novels.jsonl.zst): cosine and CKA of the last layer before and after (1:
-the same, and the same up to rotation), and a linear probe on whether two sentences follow each other. CPU seconds are
-of the training loop, over all threads; on a machine that is not idle, wall seconds mean nothing.
+Every arm and seed is a process of its own, so that its peak memory is its own. Results in --out are used again, so
+that a benchmark that was stopped goes on; other options need another folder. Of each seed the same documents, steps and
+order go to all arms, all with tinyhat's default rates. The last weights are kept and dev is not read. Accuracy is on
+the test split. Forgetting is measured on TEXT, which has nothing to do with the task
+(../shared/data/eltec_eng/novels.jsonl.zst): cosine and CKA of the last layer before and after (1: the same, and the
+same up to rotation), and a linear probe on whether two sentences follow each other. Seconds are of the training steps
+alone, CPU seconds over all threads; on a machine that is not idle, wall seconds mean nothing.
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ ARMS: dict[str, dict[str, Any]] = {
 ASKED = ("full", "head only", "top 2", "gradual", "LLRD 0.8", "LoRA 8", "L2-SP 0.1")
 PRETRAINED = "pretrained"
 BATCH = 32
+SHARED = ("source", "forgetting", "documents", "epochs", "model", "set")  # what all results in a folder have in common
 COLUMNS = ("accuracy", "cpu_seconds", "wall_seconds", "peak_gb", "cka", "cosine", "probe_kept", "probe_refitted")
 
 
@@ -51,7 +53,7 @@ def main() -> None:
     if options.arm:
         print(json.dumps(run_arm(options)))
         return
-    options.out.mkdir(parents=True, exist_ok=True)
+    _claim(options)
     if not (options.out / "pretrained.npz").exists():
         _start(options, PRETRAINED, 0)
     missing = [(a, s) for s in range(options.seeds) for a in options.arms if not _path(options, a, s).exists()]
@@ -85,13 +87,34 @@ def _options() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def _claim(options: argparse.Namespace) -> None:
+    """Take the folder for these options, or refuse one with results of others: they would be shown as these."""
+    path, wanted = options.out / "options.json", {name: getattr(options, name) for name in SHARED}
+    options.out.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        before = json.loads(path.read_text())
+        other = [f"{k} was {before.get(k)!r}, is {v!r}" for k, v in wanted.items() if before.get(k) != v]
+        if other:
+            raise SystemExit(f"--out {options.out}: {', '.join(other)}; name another folder for other options")
+    elif any(options.out.iterdir()):
+        raise SystemExit(f"--out {options.out} holds files of other options: name another folder")
+    else:
+        _write(path, wanted)
+
+
+def _write(path: Path, value: Any) -> None:
+    temporary = path.with_suffix(".tmp")
+    temporary.write_text(json.dumps(value, indent=2))
+    temporary.replace(path)
+
+
 def _path(options: argparse.Namespace, arm: str, seed: int) -> Path:
     return Path(options.out / f"{arm.replace(' ', '_')}-{seed}.json")
 
 
 def _start(options: argparse.Namespace, arm: str, seed: int) -> None:
     command = [sys.executable, __file__, "--arm", arm, "--seed", str(seed)]
-    for name in ("source", "forgetting", "documents", "epochs", "model", "out"):
+    for name in (*SHARED[:-1], "out"):
         command += [f"--{name}", str(getattr(options, name))]
     for text in options.set:
         command += ["--set", text]
@@ -103,10 +126,7 @@ def _start(options: argparse.Namespace, arm: str, seed: int) -> None:
     if arm == PRETRAINED:
         return
     result = json.loads(done.stdout.splitlines()[-1])
-    path = _path(options, arm, seed)
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text(json.dumps(result, indent=2))
-    temporary.replace(path)
+    _write(_path(options, arm, seed), result)
     print(f"{arm:12} seed {seed}: " + ", ".join(f"{k} {result[k]:.3g}" for k in COLUMNS), file=sys.stderr, flush=True)
 
 
@@ -124,7 +144,7 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
     common = {
         "data.path": options.source, "encoder.model": options.model, "reading.max_tokens": 96,
         "train.plan": "fp32", "train.batch_size": BATCH,
-        "train.max_steps": steps, "train.evaluate_every": steps, "train.seed": options.seed,
+        "train.max_steps": steps, "train.seed": options.seed,
         "train.unfreeze_every": max(1, steps // 16),
     }  # fmt: skip
     config = build_config(None, common | {f"train.{k}": v for k, v in ARMS.get(options.arm, {}).items()}, options.set)
@@ -133,7 +153,9 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
     rows = np.sort(np.random.default_rng(options.seed).permutation(len(train))[: options.documents])
     small = train.take(rows)
     counts = np.bincount(small.targets.values.astype(np.int64), minlength=len(data.labels))
-    data = Dataset(data.name, data.task, LabelSpace(data.labels.names, counts), data.splits | {"train": small}, "")
+    # without dev nothing is measured while training
+    splits = {"train": small, "test": data.splits["test"]}
+    data = Dataset(data.name, data.task, LabelSpace(data.labels.names, counts), splits, "")
 
     def quiet(_: str) -> None:
         pass
@@ -141,12 +163,12 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
     prepared = prepare(config, data, quiet)
     if options.arm == PRETRAINED:
         found = Forgetting(prepared.encoder, options.forgetting, prepared.device, 0).before
-        np.savez(options.out / "pretrained.npz", states=found.states, means=found.means)
+        np.savez(options.out / "unfinished.npz", states=found.states, means=found.means)
+        (options.out / "unfinished.npz").replace(options.out / "pretrained.npz")
         return {}
     with tempfile.TemporaryDirectory() as folder:
-        cpu, wall = time.process_time(), time.perf_counter()
+        cpu = _clocked_steps()
         trained = train_classifier(prepared, config, data, Run(Path(folder)), False, quiet)
-        cpu, wall = time.process_time() - cpu, time.perf_counter() - wall
     test, predictor = data.splits["test"], trained.predictor
     logits = predictor.logits(predictor.reader.read_cached(test.texts, test.pairs))
     # after training, whose peak of memory is known by now
@@ -156,11 +178,28 @@ def run_arm(options: argparse.Namespace) -> dict[str, Any]:
         "arm": options.arm, "seed": options.seed, "steps": steps, "settings": ARMS[options.arm],
         "documents": len(small), "labels_without_documents": int((counts == 0).sum()),
         "accuracy": float(np.mean(logits.argmax(axis=1) == test.targets.values)),
-        "cpu_seconds": cpu, "wall_seconds": wall, "peak_gb": trained.outcome.peak_memory_gb,
+        "cpu_seconds": sum(cpu), "wall_seconds": trained.outcome.seconds, "peak_gb": trained.outcome.peak_memory_gb,
         "cka": changed["layers"][-1]["cka"], "cosine": changed["layers"][-1]["cosine"],
         "probe_before": changed["probe"]["before"], "probe_kept": changed["probe"]["kept"],
         "probe_refitted": changed["probe"]["refitted"], "layers": changed["layers"],
     }  # fmt: skip
+
+
+def _clocked_steps() -> list[float]:
+    """Return a list to which every training step will add its CPU seconds; loading and checkpoints do not count."""
+    from tinyhat.train.loop import Trainer
+
+    spent: list[float] = []
+    step = Trainer.train_step
+
+    def clocked(trainer: Trainer) -> dict[str, Any]:
+        begin = time.process_time()
+        line = step(trainer)
+        spent.append(time.process_time() - begin)
+        return line
+
+    Trainer.train_step = clocked  # type: ignore[method-assign]
+    return spent
 
 
 def _pretrained(folder: Path) -> Any:

@@ -16,7 +16,7 @@ LAYERS = {
     "data": 1, "tune": 1, "evaluate": 1, "report": 1,
     "encoder": 2, "head": 3, "train": 4, "embed": 4,
     "compress": 5, "serve": 5, "scale": 5, "conclude": 5, "verbs": 5, "pipeline": 5, "predict": 5, "demo": 5,
-    "pretrain": 5, "sweep": 5, "arena": 5, "arena_table": 5,
+    "pretrain": 5, "sweep": 5, "arena": 5, "arena_arm": 5, "arena_table": 5,
     "estimator": 5, "models": 5,
     "cli": 6, "__main__": 6,
 }  # fmt: skip

@@ -12,14 +12,15 @@ from tinyhat.config import Config
 from tinyhat.decision import read_decision
 from tinyhat.errors import UserError
 from tinyhat.evaluate.bootstrap import bootstrap, interval
-from tinyhat.evaluate.metrics import score_statistic
+from tinyhat.evaluate.metrics import MAIN_METRIC, score_statistic
 from tinyhat.evaluate.scores import read_scores
 from tinyhat.run import Run, read_json, write_bytes, write_json
 from tinyhat.tune.decided import decide
 from tinyhat.tune.rule import cross_fitted
 
-METRIC = {"multi": "micro_f1", "single": "accuracy", "regression": "pearson"}
 FIGURES = ("train_seconds", "steps", "peak_memory_gb", "latency_ms", "documents_per_second", "coverage")
+Samples = dict[int, tuple[float, np.ndarray]]
+"""Seed to the main metric of that run, and float64 [resamples] of it under the bootstrap."""
 
 
 def conclude(out: Path, arms: Sequence[str], seeds: int, settings: Mapping[str, Any], resamples: int) -> dict[str, Any]:
@@ -36,41 +37,49 @@ def conclude(out: Path, arms: Sequence[str], seeds: int, settings: Mapping[str, 
         UserError: no arm is complete.
     """
     found: dict[str, dict[str, Any]] = {}
-    samples: dict[str, list[tuple[float, np.ndarray]]] = {}
+    samples: dict[str, Samples] = {}
     failed: dict[str, str] = {}
     metric = split = ""
     for arm in arms:
-        folders = [out / "arms" / arm / f"seed_{s}" for s in range(seeds)]
-        done = [folder for folder in folders if (folder / "arm.json").exists()]
-        for folder in folders:
+        folders = {seed: out / "arms" / arm / f"seed_{seed}" for seed in range(seeds)}
+        done = {seed: folder for seed, folder in folders.items() if (folder / "arm.json").exists()}
+        for folder in folders.values():
             if folder.with_suffix(".failed.json").exists():
                 failed[arm] = read_json(folder.with_suffix(".failed.json"))["error"]
         if not done:
             failed.setdefault(arm, "did not finish: see its log")
             continue
-        samples[arm] = [resampled(folder, resamples) for folder in done]
-        measured = [read_json(folder / "metrics.json") for folder in done]
-        metric, split = METRIC[measured[0]["task"]], measured[0]["split"]
-        values = np.array([value for value, _ in samples[arm]])
-        figures = [read_json(folder / "arm.json") for folder in done]
-        row: dict[str, Any] = {"seeds": len(done), "metric": metric, "mean": float(values.mean())}
-        row["std"] = float(values.std(ddof=1)) if len(values) > 1 else None
-        for name in FIGURES:
-            numbers = [figure[name] for figure in figures if figure[name] is not None]
-            row[name] = float(np.mean(numbers)) if numbers else None
-        found[arm] = row | {"documents": figures[0]["documents"]}
+        measured = [read_json(folder / "metrics.json") for folder in done.values()]
+        metric, split = MAIN_METRIC[measured[0]["task"]], measured[0]["split"]
+        known = {seed: resampled(folder, resamples) for seed, folder in done.items()}
+        samples[arm] = {seed: both for seed, both in known.items() if np.isfinite(both[0])}
+        if not samples[arm]:
+            failed.setdefault(arm, f"its {metric} is undefined: it predicts one number for all documents")
+            continue
+        figures = [read_json(done[seed] / "arm.json") for seed in samples[arm]]
+        found[arm] = _row(metric, np.array([value for value, _ in samples[arm].values()]), figures)
     if not found:
         raise UserError(f"no arm of {out} is complete: {next(iter(failed.values()))}")
     base = next((arm for arm in found if arm != "linear"), next(iter(found)))
     for arm, row in found.items():
         if arm != base:
-            row |= _against(samples[base], samples[arm])
+            row |= against(samples[base], samples[arm])
     result = {"settings": dict(settings), "split": split, "metric": metric, "compared_with": base}
     result |= {"arms": found, "failed": failed}
     write_json(out / "arena.json", result)
     write_bytes(out / "arena.md", table(result).encode())
     _plot(out / "arena.svg", result)
     return result
+
+
+def _row(metric: str, values: np.ndarray, figures: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Return an arm's row: mean and deviation of its main metric and the means of its figures, over the seeds."""
+    row: dict[str, Any] = {"seeds": len(values), "metric": metric, "mean": float(values.mean())}
+    row["std"] = float(values.std(ddof=1)) if len(values) > 1 else None
+    for name in FIGURES:
+        numbers = [figure[name] for figure in figures if figure[name] is not None]
+        row[name] = float(np.mean(numbers)) if numbers else None
+    return row | {"documents": figures[0]["documents"]}
 
 
 def resampled(folder: Path, resamples: int) -> tuple[float, np.ndarray]:
@@ -90,22 +99,30 @@ def resampled(folder: Path, resamples: int) -> tuple[float, np.ndarray]:
         decided = (
             cross_fitted(scores, config.tune, config.train.seed, rule.never)[0] if own else decide(rule, scores.logits)
         )
-    statistic, name = score_statistic(scores, decided), METRIC[decision.task]
+    statistic, name = score_statistic(scores, decided), MAIN_METRIC[decision.task]
     whole = statistic(np.ones((1, len(scores.ids)), np.float32))[name][0]
     return float(whole), bootstrap(statistic, len(scores.ids), resamples, 0)[name]
 
 
-def _against(base: list[tuple[float, np.ndarray]], other: list[tuple[float, np.ndarray]]) -> dict[str, Any]:
-    """Return the mean difference over the seeds both have, its 95% interval over documents, and a two-sided p."""
-    pairs = list(zip(base, other, strict=False))
-    difference = float(np.mean([b[0] - a[0] for a, b in pairs]))
-    change = np.mean([b[1] - a[1] for a, b in pairs], axis=0)
+def against(base: Samples, other: Samples) -> dict[str, Any]:
+    """Return how `other` differs from `base`: nothing where no seed is complete in both.
+
+    Returns:
+        ``difference`` (mean over the seeds both have), its 95% ``interval`` over documents, a two-sided ``p``, and
+        ``compared_seeds``, how many these are.
+    """
+    both = sorted(base.keys() & other.keys())
+    if not both:
+        return {}
+    difference = float(np.mean([other[seed][0] - base[seed][0] for seed in both]))
+    change = np.mean([other[seed][1] - base[seed][1] for seed in both], axis=0)
     change = change[np.isfinite(change)]
     sides = min(np.count_nonzero(change <= 0), np.count_nonzero(change >= 0))
     return {
         "difference": difference,
         "interval": interval(change, difference, (-np.inf, np.inf)),
         "p": min(1.0, 2 * (int(sides) + 1) / (len(change) + 1)),
+        "compared_seeds": len(both),
     }
 
 
@@ -119,8 +136,9 @@ def table(result: Mapping[str, Any]) -> str:
     ]
     for arm, row in sorted(result["arms"].items(), key=lambda item: -item[1]["mean"]):
         spread = f" ± {row['std']:.3f}" if row["std"] is not None else ""
-        low, high = row.get("interval") or (float("nan"), float("nan"))
-        change = f"{row['difference']:+.3f} [{low:+.3f}, {high:+.3f}]" if "difference" in row else ""
+        low, high = row.get("interval") or (None, None)
+        change = f"{row['difference']:+.3f}" if "difference" in row else ""
+        change += f" [{low:+.3f}, {high:+.3f}]" if low is not None else ""
         cells = [arm, f"{row['mean']:.3f}{spread}", change, f"{row['p']:.3f}" if "p" in row else ""]
         for name, form in (
             ("train_seconds", ".0f"),

@@ -239,6 +239,24 @@ def build_config(
         raise UserError(f"{where} = {first['input']!r}: {first['msg']}") from None
 
 
+def changed(
+    config: Config | Mapping[str, Mapping[str, Any]], values: Mapping[str, Any], assignments: Iterable[str] = ()
+) -> Config:
+    """Return `config` with dotted `values`, then `assignments`, on top; a value of None is the default again.
+
+    Args:
+        config: the configuration, or its sections as a manifest keeps them.
+        values: dotted path to value.
+        assignments: as for `build_config`.
+
+    Raises:
+        UserError: as `build_config`.
+    """
+    sections = config.model_dump(mode="json") if isinstance(config, Config) else config
+    tree = {f"{section}.{key}": value for section, keys in sections.items() for key, value in keys.items()}
+    return build_config(None, tree | dict(values), assignments)
+
+
 def _value(text: str) -> Any:
     """Read a --set value as YAML; what YAML cannot read, or reads as nothing though it says something, is a string."""
     try:

@@ -14,7 +14,7 @@ from tinyhat.config import Config
 from tinyhat.data.dataset import Dataset
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import write_scores
-from tinyhat.run import Run, environment, open_run, read_json, remove, write_json
+from tinyhat.run import Run, environment, open_run, process_memory_gb, read_json, remove, write_json
 from tinyhat.train.ranks import is_first, leave, wait, world_size
 from tinyhat.tune.rule import check_rule, fit_rule
 from tinyhat.types import IntArray, Scores
@@ -178,6 +178,7 @@ def _fit_linear(config: Config, dataset: Dataset, run: Run, say: Say) -> dict[st
         write_scores(run.scores, name, found)
     return {
         "samples_per_second": round(len(dataset.splits["train"]) / seconds, 2),
+        "peak_memory_gb": round(process_memory_gb(), 3),
         "train_seconds": round(seconds, 1),
         "manifest": {"encoder": {"name": "linear"}, "plan": "fp32", "plan_reason": "the linear model has one"},
     }

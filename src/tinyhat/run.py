@@ -9,6 +9,7 @@ import hashlib
 import json
 import os
 import platform
+import resource
 import shutil
 import sys
 import time
@@ -227,6 +228,12 @@ def environment() -> dict[str, Any]:
         "command": [Path(sys.argv[0]).name, *sys.argv[1:]],
         "started": time.strftime("%Y-%m-%dT%H:%M:%S%z"),
     }
+
+
+def process_memory_gb() -> float:
+    """Return the most memory this process has held so far, in GB (10^9 bytes)."""
+    unit = 1 if sys.platform == "darwin" else 1024
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
 def _processor() -> str:

@@ -7,17 +7,18 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from tinyhat.config import Config, build_config
+from tinyhat.config import Config, changed
 from tinyhat.data.dataset import Dataset
 from tinyhat.data.read import read_dataset
 from tinyhat.errors import UserError, missing_extra
+from tinyhat.evaluate.metrics import MAIN_METRIC
 from tinyhat.report.figures import read_log
 from tinyhat.run import Run, read_json, remove, write_bytes, write_json
 from tinyhat.train.classifier import Say, prepare, train_classifier
@@ -131,16 +132,6 @@ def sweep_config(config: Config, out: Path, trials: int, over: Sequence[str], sa
     return _conclude(optuna, study, config, dataset, out, say)
 
 
-def changed(config: Config, values: Mapping[str, Any]) -> Config:
-    """Return `config` with dotted `values` on top.
-
-    Raises:
-        UserError: an unknown path or a value it does not take.
-    """
-    tree = {f"{s}.{k}": v for s, keys in config.model_dump(mode="json").items() for k, v in keys.items()}
-    return build_config(None, tree | dict(values))
-
-
 def _open(optuna: Any, config: Config, dataset: Dataset, out: Path, over: list[str]) -> Any:
     """Create or load the study; its facts must be those of this sweep."""
     facts = {"config": config.model_dump(mode="json"), "over": over, "data_sha256": dataset.sha256}
@@ -218,7 +209,7 @@ def _conclude(optuna: Any, study: Any, config: Config, dataset: Dataset, out: Pa
     if not study.get_trials(deepcopy=False, states=(states.COMPLETE,)):
         errors = [t.user_attrs["error"] for t in _finished(optuna, study) if "error" in t.user_attrs]
         raise UserError(f"no trial came to its end: {errors[0] if errors else 'all were cut short'}")
-    metric = {"multi": "micro_f1", "single": "accuracy", "regression": "pearson"}[dataset.task]
+    metric = MAIN_METRIC[dataset.task]
     best = {"value": study.best_value, "metric": f"dev_{metric}", "parameters": study.best_params}
     head = f"# Best of {len(_finished(optuna, study))} trials: dev {metric} {study.best_value:.4f}.\n#\n"
     head += "#   tinyhat train DATA --recipe best.yaml --out RUN\n"

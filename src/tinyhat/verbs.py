@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, TextIO
 import numpy as np
 
 from tinyhat.conclude import SHOWN, decide_run, labels_of, measure, measure_run, report_run, write_rule
-from tinyhat.config import Config, build_config
+from tinyhat.config import Config, build_config, changed
 from tinyhat.data.dataset import Split
 from tinyhat.data.read import read_dataset, read_documents, read_split
 from tinyhat.decision import read_decision
@@ -187,8 +187,8 @@ def tune(
         fitted_on = {"split": split, "documents": len(scores.ids)} | ({"data": str(data)} if data else {})
         fitted = fit_rule(scores, config.tune, labels_of(manifest).unseen.tolist())
         decision = write_rule(folder, config, manifest, fitted, fitted_on, scores.plan)
-    changed = config.model_dump(mode="json")
-    manifest["config"] |= {section: changed[section] for section in LATER}
+    sections = config.model_dump(mode="json")
+    manifest["config"] |= {section: sections[section] for section in LATER}
     write_json(folder.manifest, manifest)
     facts = {key: before[key] for key in (*TRAINING, "baseline", "notes") if key in before}
     metrics = measure_run(folder, config, manifest, facts | {"reading": {before.get("split"): before.get("reading")}})
@@ -361,9 +361,9 @@ def _changed(
     section = next((a.partition(".")[0].strip() for a in assignments if a.split(".")[0].strip() not in LATER), None)
     if section is not None:
         raise UserError(f"--set {section}.…: a finished run can only change the sections {' and '.join(LATER)}")
-    tree = {f"{s}.{k}": v for s, keys in manifest["config"].items() for k, v in keys.items()}
-    tree |= {f"data.{k}": v for k, v in (columns or {}).items() if v}
-    return build_config(None, tree | {k: v for k, v in flags.items() if v is not None}, assignments)
+    given = {f"data.{k}": v for k, v in (columns or {}).items() if v}
+    given |= {k: v for k, v in flags.items() if v is not None}
+    return changed(manifest["config"], given, assignments)
 
 
 def _scores(run: Run, config: Config, data: str | Path | None, split: str, plan: str | None, say: Say) -> Scores:

@@ -1,4 +1,4 @@
-"""Runs that read windows: every vote through train, save, load and predict; a very long document; an arena."""
+"""Runs that read windows: every vote through train, save, load and predict; a very long document."""
 
 from __future__ import annotations
 
@@ -12,7 +12,6 @@ from tests.tiny.corpus import tiny_dataset, write_tiny
 from tests.tiny.models import save_tiny
 
 import tinyhat
-from tinyhat.arena import Budget, arena_config
 from tinyhat.config import build_config
 from tinyhat.errors import UserError
 from tinyhat.pipeline import train_dataset
@@ -120,30 +119,3 @@ def test_an_empty_row_of_a_file_gets_a_clear_answer(tmp_path):
     lines = [json.loads(line) for line in (tmp_path / "out.jsonl").read_text().splitlines()]
     assert lines[1]["windows"] == 1
     assert "error" in lines[0] or lines[0]["tokens_total"] == 0
-
-
-def test_an_arena_compares_its_arms_and_goes_on(tmp_path):
-    model = save_tiny(tmp_path / "m", "bert")
-    data = write_tiny(tmp_path / "data", "single", 40, 20, 20)
-    changes = {"data.path": str(data), "reading.max_tokens": 16, "train.batch_size": 4, "train.plan": "fp32"}
-    config = build_config(None, changes | {"encoder.model": str(model), "evaluate.bootstrap": 20})
-    said: list[str] = []
-    arguments = (config, tmp_path / "arena", ["head", "windows"], 1, Budget(tokens=600))
-    found = arena_config(*arguments, min_tokens=8, say=said.append)
-    assert set(found["arms"]) == {"head", "windows"}
-    assert found["failed"] == {}
-    head, windows = found["arms"]["head"], found["arms"]["windows"]
-    assert windows["coverage"] == 1.0 > head["coverage"]
-    assert windows["steps"] < head["steps"], "one budget of tokens: reading more means fewer steps"
-    assert windows["difference"] == pytest.approx(windows["mean"] - head["mean"])
-    assert windows["interval"][0] <= windows["difference"] <= windows["interval"][1]
-    assert "| windows |" in (tmp_path / "arena" / "arena.md").read_text()
-    assert (tmp_path / "arena" / "arena.svg").exists()
-    arena_config(*arguments, min_tokens=8, say=said.append)
-    assert "2 of them complete already" in said[-1]
-    with pytest.raises(UserError, match="other data or settings"):
-        arena_config(config, tmp_path / "arena", ["head"], 1, Budget(tokens=900), say=said.append)
-    with pytest.raises(UserError, match="one budget"):
-        arena_config(config, tmp_path / "arena", ["head"], 1, Budget(), say=said.append)
-    with pytest.raises(UserError, match="is not one of"):
-        arena_config(config, tmp_path / "arena", ["heads"], 1, Budget(tokens=1), say=said.append)

@@ -11,10 +11,10 @@ from tests.tiny.models import save_tiny
 
 import tinyhat
 import tinyhat.sweep as module
-from tinyhat.config import Config, build_config
+from tinyhat.config import Config, build_config, changed
 from tinyhat.errors import UserError
 from tinyhat.run import read_json
-from tinyhat.sweep import Axis, changed, read_axis, recipe_of
+from tinyhat.sweep import Axis, read_axis, recipe_of
 
 optuna = pytest.importorskip("optuna")
 OVER = ["train.learning_rate=1e-7..1e-2:log", "train.update=all,head"]

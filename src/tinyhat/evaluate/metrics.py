@@ -16,6 +16,7 @@ from tinyhat.evaluate.statistic import Statistic, label_statistic, regression_st
 from tinyhat.tune.decided import ROWS, Csr, label_counts, require_targets, truth
 from tinyhat.types import FloatArray, IntArray, Scores
 
+MAIN_METRIC = {"multi": "micro_f1", "single": "accuracy", "regression": "pearson"}  # what runs are ranked by
 CORRELATION, ERROR = (-1.0, 1.0), (0.0, np.inf)
 BOUNDS = {  # of the metrics that are not between 0 and 1
     "pearson": CORRELATION, "spearman": CORRELATION, "mae": ERROR, "rmse": ERROR, "log_loss": ERROR,

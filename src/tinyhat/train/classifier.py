@@ -17,6 +17,7 @@ from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
 from tinyhat.encoder.precision import pick_device
 from tinyhat.errors import UserError
+from tinyhat.evaluate.metrics import MAIN_METRIC
 from tinyhat.head.imbalance import build_loss, sampling
 from tinyhat.head.learned_vote import attach_vote, check_vote, save_vote, without_vote
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
@@ -220,14 +221,15 @@ def _evaluation(predictor: TorchPredictor, dev: Split, config: Config, watch: Wa
 def quick_metric(scores: Scores) -> tuple[str, float]:
     """Return one number that ranks checkpoints: micro-F1 at the best global threshold, accuracy, or mean Pearson r."""
     assert scores.targets is not None
+    metric = MAIN_METRIC[scores.targets.task]
     if scores.targets.task == "multi":
         rule = fit_rule(scores, TuneConfig(rule="global"))
-        return "micro_f1", float(label_counts(truth(scores.targets), decide(rule, scores.logits)).micro_f1())
+        return metric, float(label_counts(truth(scores.targets), decide(rule, scores.logits)).micro_f1())
     if scores.targets.task == "single":
-        return "accuracy", float(np.mean(scores.logits.argmax(axis=1) == scores.targets.values))
+        return metric, float(np.mean(scores.logits.argmax(axis=1) == scores.targets.values))
     values = scores.targets.values.astype(np.float64)
     found = [_pearson(scores.logits[:, k].astype(np.float64), values[:, k]) for k in range(values.shape[1])]
-    return "pearson", float(np.mean(found))
+    return metric, float(np.mean(found))
 
 
 def _pearson(a: np.ndarray, b: np.ndarray) -> float:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import math
 import os
-import resource
-import sys
 import time
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
@@ -19,7 +17,7 @@ from accelerate import Accelerator
 from tinyhat.config import LoopConfig
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
-from tinyhat.run import Run
+from tinyhat.run import Run, process_memory_gb
 from tinyhat.train.checkpoint import Progress, load_best, load_checkpoint, save_best, save_checkpoint
 from tinyhat.train.log import Bar, StepLog
 from tinyhat.train.objective import Objective
@@ -257,8 +255,7 @@ def peak_memory_gb() -> float:
     """Return the most memory held so far in GB (10^9 bytes): of the GPU where there is one, else of this process."""
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
-    unit = 1 if sys.platform == "darwin" else 1024
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
+    return process_memory_gb()
 
 
 def _facts(line: dict[str, Any]) -> str:
