@@ -63,3 +63,16 @@ def test_threads_of_the_process_stay_as_they_were(bert):
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)
+
+
+def test_threads_of_the_pool_stay_at_one(bert):
+    torch.set_num_threads(2)
+    try:
+        pool = load_embedder(bert, workers=2)._pool
+        assert pool.submit(torch.get_num_threads).result() == 1
+        many = torch.ones(512, 512)
+        pool.submit(torch.mm, many, many).result()
+        assert [pool.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)

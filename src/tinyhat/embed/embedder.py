@@ -336,6 +336,7 @@ def _pool(workers: int) -> ThreadPoolExecutor:
     met = Barrier(workers)
 
     def begin(_: int) -> None:
+        torch.get_num_threads()  # or the first operation of this thread would take the number of the process instead
         torch.set_num_threads(1)
         met.wait()  # so that every thread gets one of these
 
