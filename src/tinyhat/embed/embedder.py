@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from threading import Barrier
 from typing import Any
@@ -23,7 +24,7 @@ from tinyhat.embed.states import PreLogits
 from tinyhat.embed.tokens import Long, WindowReader, Windows
 from tinyhat.embed.words import Words, pieces_to_words
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder, load_trained
-from tinyhat.encoder.precision import choose_plan, pick_device
+from tinyhat.encoder.precision import Plan, choose_plan, pick_device
 from tinyhat.errors import UserError
 from tinyhat.run import read_json
 from tinyhat.types import FloatArray, IntArray
@@ -46,7 +47,8 @@ class Embedder:
         normalize: vectors of length 1.
         exact: a document's bits do not depend on its neighbours, their order, the budget or the number of workers: a
             forward pass holds one window and runs on one CPU thread (or one GPU).
-        plan: numeric plan; auto is bf16 where the hardware has it.
+        plan: numeric plan; auto is bf16 where the hardware has it. One that stores weights in low precision changes those
+            of `encoder`.
         budget: tokens of one forward pass; None is found from the memory at hand.
         workers: forward passes at the same time; None is one a CPU thread, and 1 on a GPU.
 
@@ -70,12 +72,14 @@ class Embedder:
     ) -> None:
         self.encoder, self.device = encoder, pick_device()
         encoder.model.to(self.device).eval()
+        self.plan = choose_plan(plan, self.device)
         self.layers, self.pooling = _choice(encoder, layers, pooling, combine)
         if self.layers.pooled and not _has_trained_head(encoder):
             raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give a run or another choice")
         self.max_tokens = _max_tokens(encoder, max_tokens)
         self.reader = WindowReader(backend_tokenizer(encoder), self.max_tokens, long)
-        self.plan = choose_plan(plan, self.device)
+        self._sha256 = self._hash() if {self.plan.body, self.plan.head} != {torch.float32} else None
+        self.plan.store(encoder.model)  # the hash is that of the weights before
         self.normalize, self.exact = normalize, exact
         on_cpu = self.device.type == "cpu"
         self.workers = workers or (torch.get_num_threads() if on_cpu else 1)
@@ -202,7 +206,11 @@ class Embedder:
         return padded_states(self.forward, windows, self._pass_tokens, len(self.reader.begin))
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the tokenizer and of the weights that the vectors depend on."""
+        """Return the sha256 of the tokenizer and of the weights that the vectors depend on, as they were loaded."""
+        self._sha256 = self._sha256 or self._hash()
+        return self._sha256
+
+    def _hash(self) -> str:
         digest = hashlib.sha256(self.reader.tokenizer.to_str().encode())
         model = self.encoder.model if self.layers.pooled else self.encoder.model.base_model
         for name, tensor in sorted(model.state_dict().items()):
@@ -246,7 +254,8 @@ class Embedder:
         return [*jobs, order[begin:]] if len(order) else []
 
     def _map(self, work: Callable[[IntArray], Any], jobs: list[IntArray]) -> Iterator[Any]:
-        yield from map(work, jobs) if self._pool is None else self._pool.map(work, jobs)
+        with _products(self.plan):
+            yield from map(work, jobs) if self._pool is None else self._pool.map(work, jobs)
 
 
 def load_embedder(model: str | Path, **settings: Any) -> Embedder:
@@ -328,6 +337,19 @@ def _is_classifier(config: Any) -> bool:
 
 def _has_trained_head(encoder: Encoder) -> bool:
     return tuple(encoder.model.config.id2label.values()) != HEAD
+
+
+@contextmanager
+def _products(plan: Plan) -> Iterator[None]:
+    """Set how fp32 products are computed, which holds for the whole process: once, not by each thread for itself."""
+    before = torch.get_float32_matmul_precision()
+    if before != plan.matmul:
+        torch.set_float32_matmul_precision(plan.matmul)
+    try:
+        yield
+    finally:
+        if before != plan.matmul:
+            torch.set_float32_matmul_precision(before)
 
 
 def _pool(workers: int) -> ThreadPoolExecutor:

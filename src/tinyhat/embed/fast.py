@@ -111,7 +111,7 @@ def fast_layers(encoder: Encoder, plan: Plan, device: torch.device) -> FastLayer
         plan: the numeric plan.
         device: where to compute.
     """
-    if device.type != "cpu" or plan.compute != LOW or not encoder.packed or not _is_known(encoder):
+    if device.type != "cpu" or plan.compute != LOW or not plan.autocast or not encoder.packed or not _is_known(encoder):
         return None
     pack = _random_pack(encoder)
     try:
