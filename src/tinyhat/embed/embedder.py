@@ -4,10 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import numpy as np
@@ -21,10 +18,12 @@ from tinyhat.embed.forward import Forward
 from tinyhat.embed.hidden import HiddenStates, padded_states
 from tinyhat.embed.memory import bound_memory
 from tinyhat.embed.states import PreLogits
+from tinyhat.embed.threads import products_of, start_threads
 from tinyhat.embed.tokens import Long, WindowReader, Windows
 from tinyhat.embed.words import Words, pieces_to_words
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder, load_trained
-from tinyhat.encoder.precision import Plan, choose_plan, pick_device
+from tinyhat.encoder.long import full_attention_tokens
+from tinyhat.encoder.precision import choose_plan, pick_device
 from tinyhat.errors import UserError
 from tinyhat.run import read_json
 from tinyhat.types import FloatArray, IntArray
@@ -82,13 +81,16 @@ class Embedder:
         self.plan.store(encoder.model)  # the hash is that of the weights before
         self.normalize, self.exact = normalize, exact
         on_cpu = self.device.type == "cpu"
-        self.workers = workers or (torch.get_num_threads() if on_cpu else 1)
+        threads = torch.get_num_threads()
+        # BigBird is switched between full and sparse attention from batch to batch: by one thread alone
+        alone = full_attention_tokens(encoder.model) is not None
+        self.workers = 1 if alone else workers or (threads if on_cpu else 1)
         every = not self.layers.pooled and self.layers.indices != (self.layer_count,)
         self.budget = budget or find_budget(encoder.model.config, self.device, self.workers, every)
         pre_logits = PreLogits(encoder) if self.layers.pooled else None
         self.forward = Forward(encoder, self.layers, self.pooling, self.plan, self.device, pre_logits)
         # a pass on one thread beside others wastes none of them on waiting for each other, and its bits are its own
-        self._pool = _pool(self.workers) if on_cpu else None
+        self._pool = start_threads(self.workers, threads if alone and not exact else 1) if on_cpu else None
 
     @property
     def layer_count(self) -> int:
@@ -254,7 +256,7 @@ class Embedder:
         return [*jobs, order[begin:]] if len(order) else []
 
     def _map(self, work: Callable[[IntArray], Any], jobs: list[IntArray]) -> Iterator[Any]:
-        with _products(self.plan):
+        with products_of(self.plan):
             yield from map(work, jobs) if self._pool is None else self._pool.map(work, jobs)
 
 
@@ -337,32 +339,3 @@ def _is_classifier(config: Any) -> bool:
 
 def _has_trained_head(encoder: Encoder) -> bool:
     return tuple(encoder.model.config.id2label.values()) != HEAD
-
-
-@contextmanager
-def _products(plan: Plan) -> Iterator[None]:
-    """Set how fp32 products are computed, which holds for the whole process: once, not by each thread for itself."""
-    before = torch.get_float32_matmul_precision()
-    if before != plan.matmul:
-        torch.set_float32_matmul_precision(plan.matmul)
-    try:
-        yield
-    finally:
-        if before != plan.matmul:
-            torch.set_float32_matmul_precision(before)
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Return threads whose torch operations run on one thread each, leaving the rest of the process as it is."""
-    threads = torch.get_num_threads()
-    met = Barrier(workers)
-
-    def begin(_: int) -> None:
-        torch.get_num_threads()  # or the first operation of this thread would take the number of the process instead
-        torch.set_num_threads(1)
-        met.wait()  # so that every thread gets one of these
-
-    pool = ThreadPoolExecutor(workers, "embed")
-    list(pool.map(begin, range(workers)))
-    torch.set_num_threads(threads)  # what is set last holds for threads that are born later
-    return pool
