@@ -43,7 +43,8 @@ def layer_states(encoder: Encoder, pack: Pack, device: torch.device, every: bool
         inputs = rectangle(encoder, pack, order[group], lengths, device)
         out = body(**inputs, output_hidden_states=every)
         real = inputs["attention_mask"].bool()
-        parts.append([h[real] for h in (out.hidden_states if every else (out.last_hidden_state,))])
+        found = out.hidden_states if every else (out.last_hidden_state,)
+        parts.append([h[:, : real.shape[1]][real] for h in found])  # BigBird's are filled up to whole blocks
     cu = pack.cu_seqlens
     rows = np.concatenate([np.arange(cu[s], cu[s + 1]) for s in order])
     back = torch.from_numpy(np.argsort(rows)).to(device)
