@@ -10,7 +10,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from tinyhat.config import EncoderConfig
+from tinyhat.config import EncoderConfig, ReadingConfig
+from tinyhat.data.reading import Reader
+from tinyhat.decision import read_decision
 from tinyhat.embed.ahead import ahead
 from tinyhat.embed.budget import find_budget
 from tinyhat.embed.choice import Combine, Layers, Pooling, check_pooling, choose_layers, read_choice
@@ -19,7 +21,7 @@ from tinyhat.embed.hidden import HiddenStates, padded_states
 from tinyhat.embed.memory import bound_memory
 from tinyhat.embed.states import PreLogits
 from tinyhat.embed.threads import products_of, start_threads
-from tinyhat.embed.tokens import Long, WindowReader, Windows
+from tinyhat.embed.tokens import Long, WindowReader, Windows, as_windows
 from tinyhat.embed.words import Words, pieces_to_words
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder, load_trained
 from tinyhat.encoder.long import full_attention_tokens
@@ -29,7 +31,7 @@ from tinyhat.run import read_json
 from tinyhat.types import FloatArray, IntArray
 
 LOOK_AHEAD = 1024  # documents read, sorted by length and packed together; packs never cross it
-HEAD = ("label 0", "label 1")  # of the classifier that an encoder without one is loaded as; no vector sees it
+HEAD = ("no label", "no other label")  # of the classifier that an encoder without one is loaded as; no vector sees it
 
 
 class Embedder:
@@ -42,7 +44,7 @@ class Embedder:
         pooling: mean, max, cls, last, mean_sqrt or weighted; None is the one `best` chose, else mean.
         combine: what several layers become: their mean, or one behind the other.
         max_tokens: of a sequence, special tokens included; None is 512, or the encoder's positions if fewer.
-        long: what becomes of longer documents: every token is read in windows, or the head alone.
+        long: what becomes of longer documents: every token is read in windows (None), or the head alone.
         normalize: vectors of length 1.
         exact: a document's bits do not depend on its neighbours, their order, the budget or the number of workers: a
             forward pass holds one window and runs on one CPU thread (or one GPU).
@@ -50,6 +52,7 @@ class Embedder:
             of `encoder`.
         budget: tokens of one forward pass; None is found from the memory at hand.
         workers: forward passes at the same time; None is one a CPU thread, and 1 on a GPU.
+        reading: how a run reads documents, for its pooled vectors; None: by `max_tokens` and `long`.
 
     Raises:
         UserError: whatever is wrong with these, in one sentence.
@@ -62,12 +65,13 @@ class Embedder:
         pooling: Pooling | None = None,
         combine: Combine = "mean",
         max_tokens: int | None = None,
-        long: Long = "windows",
+        long: Long | None = None,
         normalize: bool = False,
         exact: bool = False,
         plan: str = "auto",
         budget: int | None = None,
         workers: int | None = None,
+        reading: ReadingConfig | None = None,
     ) -> None:
         self.encoder, self.device = encoder, pick_device()
         encoder.model.to(self.device).eval()
@@ -76,7 +80,9 @@ class Embedder:
         if self.layers.pooled and not _has_trained_head(encoder):
             raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give a run or another choice")
         self.max_tokens = _max_tokens(encoder, max_tokens)
-        self.reader = WindowReader(backend_tokenizer(encoder), self.max_tokens, long)
+        self.long, self.reading = long or ("windows" if reading is None else None), reading
+        self.reader = WindowReader(backend_tokenizer(encoder), self.max_tokens, self.long or "windows")
+        self._reader = None if reading is None else Reader(self.reader.tokenizer, reading)
         self._sha256 = self._hash() if {self.plan.body, self.plan.head} != {torch.float32} else None
         self.plan.store(encoder.model)  # the hash is that of the weights before
         self.normalize, self.exact = normalize, exact
@@ -104,6 +110,10 @@ class Embedder:
             return self.forward.pooled_width
         return self.layers.width(int(self.encoder.model.config.hidden_size))
 
+    def read(self, texts: Sequence[str], words: bool = False) -> Windows:
+        """Tokenise N texts as the vectors need them; with `words`, keep word numbers and character offsets."""
+        return self.reader.read(texts, words) if self._reader is None else as_windows(self._reader.read(texts))
+
     def embed(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> FloatArray:
         """Return float32 [N, D], a vector a text, in the order of `texts`.
 
@@ -116,7 +126,7 @@ class Embedder:
         """
         checked = check_texts(texts)
         chunks = (checked[i : i + LOOK_AHEAD] for i in range(0, len(checked), LOOK_AHEAD))
-        found = [self.embed_windows(w, progress) for w in ahead(self.reader.read(chunk) for chunk in chunks)]
+        found = [self.embed_windows(w, progress) for w in ahead(self.read(chunk) for chunk in chunks)]
         return np.concatenate([np.zeros((0, self.width), np.float32), *found])
 
     def embed_windows(self, windows: Windows, progress: Callable[[int], None] | None = None) -> FloatArray:
@@ -228,7 +238,8 @@ class Embedder:
             "layers": self.layers.facts(),
             "pooling": None if self.layers.pooled else self.pooling,
             "max_tokens": self.max_tokens,
-            "long": self.reader.long,
+            "long": self.long,
+            "reading": None if self.reading is None else self.reading.model_dump(),
             "normalize": self.normalize,
             "exact": self.exact,
             "plan": self.plan.name,
@@ -274,14 +285,31 @@ def load_embedder(model: str | Path, **settings: Any) -> Embedder:
     folder = Path(model)
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    if settings.get("layers") == "best":
+    layers = settings.get("layers")
+    if layers == "best":
         settings = settings | {"layers": f"best:{model}"}
+    pooled = layers == "pooled" or (isinstance(layers, Layers) and layers.pooled)
+    if pooled and settings.get("long") is None and (folder / "decision.json").is_file():
+        settings = settings | _as_the_run_reads(folder, settings.get("max_tokens"))
     config = EncoderConfig(model=str(model))
     if (folder / "config.json").is_file() and _is_classifier(read_json(folder / "config.json")):
         return Embedder(load_trained(folder, config), **settings)
     if (folder / "model").is_dir() or (folder / "decision.json").is_file():
         raise UserError(f"{model} holds a linear model, which has no hidden states: give an encoder")
     return Embedder(load_encoder(str(model), "single", HEAD, config, 0, 0), **settings)
+
+
+def _as_the_run_reads(folder: Path, max_tokens: int | None) -> dict[str, Any]:
+    """Return the settings that give the vectors whose logits, averaged over windows, are those of predict."""
+    reading = ReadingConfig(**read_decision(folder).reading)
+    if reading.strategy == "windows" and reading.vote != "mean":
+        raise UserError(
+            f"--layers pooled: {folder} lets the windows of a document vote ({reading.vote}), which no vector of the "
+            "document can stand for: say --long windows for the mean over windows, or --long truncate"
+        )
+    if max_tokens is not None:
+        reading = reading.model_copy(update={"max_tokens": max_tokens})
+    return {"max_tokens": reading.max_tokens, "reading": reading}
 
 
 def normalized(vectors_ND: FloatArray) -> FloatArray:

@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from tinyhat.data.reading import Reading
 from tinyhat.errors import UserError
 from tinyhat.types import IntArray, Pack
 
@@ -145,6 +146,19 @@ class WindowReader:
             if words
             else None,
         )
+
+
+def as_windows(reading: Reading) -> Windows:
+    """Return the sequences that a run reads of N documents as windows, for vectors that pool no tokens: without slots."""
+    return Windows(
+        input_ids=reading.input_ids,
+        slots=np.zeros_like(reading.input_ids),
+        cu_windows=reading.indptr,
+        cu_documents=np.concatenate([[0], np.cumsum(reading.window_counts)]),
+        sizes=reading.lengths,
+        tokens_total=reading.tokens_total,
+        tokens_read=reading.tokens_read,
+    )
 
 
 def _words(encoding: object, length: int) -> npt.NDArray[np.int32]:

@@ -164,7 +164,7 @@ def deviation(embedder: Embedder, parts: Parts, words: str | None, rows: Iterato
     first = list(islice(rows, SAMPLE))
     embedder.exact = True
     try:
-        windows = embedder.reader.read([d.text for d in first], words is not None)
+        windows = embedder.read([d.text for d in first], words is not None)
         _, exact = _vectors(embedder, [d.id for d in first], windows, words, None)
     finally:
         embedder.exact = False
@@ -218,7 +218,7 @@ def compute_parts(
         for part in range(max(todo, default=-1) + 1):
             chunk = list(islice(rows, PART))
             if part in todo:
-                yield part, [d.id for d in chunk], embedder.reader.read([d.text for d in chunk], words is not None)
+                yield part, [d.id for d in chunk], embedder.read([d.text for d in chunk], words is not None)
 
     progress = _Progress(facts["documents"] - PART * (-(-facts["documents"] // PART) - len(todo)), say)
     for part, ids, windows in ahead(read()):

@@ -139,7 +139,7 @@ def _settings(embedder: Embedder) -> dict[str, Any]:
         "layers": embedder.layers,
         "pooling": embedder.pooling,
         "max_tokens": embedder.max_tokens,
-        "long": embedder.reader.long,
+        "long": embedder.long,
         "normalize": embedder.normalize,
         "exact": embedder.exact,
         "plan": embedder.plan.name,
@@ -162,7 +162,7 @@ def _work(embedder: Embedder, parts: Parts, words: str | None, part: int) -> Non
         return
     with _input(parts, part).open(encoding="utf-8") as stream:
         ids, texts = zip(*map(json.loads, stream), strict=True)
-    write_part(embedder, parts, part, ids, embedder.reader.read(texts, words is not None), words)
+    write_part(embedder, parts, part, ids, embedder.read(texts, words is not None), words)
 
 
 def _input(parts: Parts, part: int) -> Path:
