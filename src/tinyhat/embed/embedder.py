@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +43,8 @@ class Embedder:
             or a choice that is made already.
         pooling: mean, max, cls, last, mean_sqrt or weighted; None is the one `best` chose, else mean.
         combine: what several layers become: their mean, or one behind the other.
-        max_tokens: of a sequence, special tokens included; None is 512, or the encoder's positions if fewer.
+        max_tokens: of a sequence, special tokens included; None is what `best` was chosen with, else 512, or the
+            encoder's positions if fewer.
         long: what becomes of longer documents: every token is read in windows (None), or the head alone.
         normalize: vectors of length 1.
         exact: a document's bits do not depend on its neighbours, their order, the budget or the number of workers: a
@@ -76,15 +77,22 @@ class Embedder:
         self.encoder, self.device = encoder, pick_device()
         encoder.model.to(self.device).eval()
         self.plan = choose_plan(plan, self.device)
-        self.layers, self.pooling = _choice(encoder, layers, pooling, combine)
+        self.tokenizer, self._sha256 = backend_tokenizer(encoder), ""
+        self.layers, self.pooling, found = _choice(encoder, layers, pooling, combine)
+        if found.get("model_sha256", "") and found["model_sha256"] != self.fingerprint():
+            raise UserError(
+                f"--layers {layers} was chosen for another model than {encoder.name!r} (their weights or tokenizers "
+                "differ): run 'tinyhat layers' with this one"
+            )
         if self.layers.pooled and not _has_trained_head(encoder):
             raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give a run or another choice")
-        self.max_tokens = _max_tokens(encoder, max_tokens)
+        self.max_tokens = _max_tokens(encoder, max_tokens or found.get("max_tokens"))
         self.long, self.reading = long or ("windows" if reading is None else None), reading
-        self.reader = WindowReader(backend_tokenizer(encoder), self.max_tokens, self.long or "windows")
-        self._reader = None if reading is None else Reader(self.reader.tokenizer, reading)
-        self._sha256 = self._hash() if {self.plan.body, self.plan.head} != {torch.float32} else None
-        self.plan.store(encoder.model)  # the hash is that of the weights before
+        self.reader = WindowReader(self.tokenizer, self.max_tokens, self.long or "windows")
+        self._reader = None if reading is None else Reader(self.tokenizer, reading)
+        if {self.plan.body, self.plan.head} != {torch.float32}:
+            self.fingerprint()  # of the weights as they were loaded
+        self.plan.store(encoder.model)
         self.normalize, self.exact = normalize, exact
         on_cpu = self.device.type == "cpu"
         threads = torch.get_num_threads()
@@ -214,7 +222,7 @@ class Embedder:
             texts: B texts; each is cut at `max_tokens`.
         """
         checked = check_texts(texts)
-        windows = WindowReader(backend_tokenizer(self.encoder), self.max_tokens, "truncate").read(checked, words=True)
+        windows = WindowReader(self.tokenizer, self.max_tokens, "truncate").read(checked, words=True)
         return padded_states(self.forward, windows, self._pass_tokens, len(self.reader.begin))
 
     def fingerprint(self) -> str:
@@ -223,7 +231,7 @@ class Embedder:
         return self._sha256
 
     def _hash(self) -> str:
-        digest = hashlib.sha256(self.reader.tokenizer.to_str().encode())
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
         model = self.encoder.model if self.layers.pooled else self.encoder.model.base_model
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -334,19 +342,20 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 
 def _choice(
     encoder: Encoder, layers: str | Layers, pooling: Pooling | None, combine: Combine
-) -> tuple[Layers, Pooling]:
+) -> tuple[Layers, Pooling, Mapping[str, Any]]:
+    """Return layers, pooling, and what `tinyhat layers` wrote with them, where it chose."""
     if isinstance(layers, Layers):
-        return layers, pooling or "mean"
-    weights = None
+        return layers, pooling or "mean", {}
+    found: Mapping[str, Any] = {}
     if layers == "best" or layers.startswith("best:"):
         found = read_choice(Path(layers.partition(":")[2] or encoder.name))
         layers, pooling = found["layers"], pooling or found["pooling"]
-        combine, weights = found.get("combine", combine), found.get("weights")
+        combine = found.get("combine", combine)
     pooling = pooling or "mean"
     check_pooling(pooling, words=False)
     assert isinstance(layers, str)
     count = int(encoder.model.config.num_hidden_layers)
-    return choose_layers(layers, count, combine, tuple(weights) if weights else None), pooling
+    return choose_layers(layers, count, combine, tuple(found.get("weights") or ()) or None), pooling, found
 
 
 def _max_tokens(encoder: Encoder, wanted: int | None) -> int:

@@ -84,7 +84,7 @@ class WindowReader:
     """Turns texts into windows.
 
     Args:
-        tokenizer: a Rust tokenizer; its own truncation and padding are taken off a copy.
+        tokenizer: a Rust tokenizer without truncation and padding (`backend_tokenizer`).
         max_tokens: most tokens of a window, special tokens included.
         long: what becomes of longer documents: windows, or their head alone.
 
@@ -93,10 +93,8 @@ class WindowReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, long: Long = "windows") -> None:
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.begin, self.end = _frame(self.tokenizer)
+        self.tokenizer = tokenizer
+        self.begin, self.end = _frame(tokenizer)
         self.room, self.long = max_tokens - len(self.begin) - len(self.end), long
         if self.room < 1:
             raise UserError(f"--max-tokens {max_tokens} leaves no room beside the special tokens")
