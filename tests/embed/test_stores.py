@@ -221,6 +221,24 @@ def test_what_is_refused_and_nothing_is_overwritten(bert, source, tmp_path, monk
     assert hashes(source.parent, "u.") == before
 
 
+def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            embed(bert, source, "v.npy")
+    mine = source.with_name("mine.npy")
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match="mine.npy is there already"):
+        embed(bert, source, "v.npy", "mine.npy", resume=True)
+    assert mine.read_bytes() == b"mine"
+    source.with_name("v.npy").write_bytes(b"half")  # as a kill between file and manifest leaves it
+    embed(bert, source, "v.npy", "new.h5", resume=True)
+    assert len(read_store(source.with_name("new.h5")).ids) == len(read_store(source.with_name("v.npy")).ids) == COUNT
+
+
 def test_parts_of_another_width_or_damaged_are_named(bert, source, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

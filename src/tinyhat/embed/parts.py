@@ -38,8 +38,16 @@ class Parts:
         """Return the ids of `part`, one JSON value a row."""
         return self.folder / f"part-{part:06d}.ids.jsonl"
 
+    def place_of(self, out: Path) -> str:
+        """Return where a store lies, seen from this folder: the same when both are moved."""
+        return os.path.relpath(out.resolve(), self.folder.resolve())
+
+    def outputs(self) -> set[str]:
+        """Return the places of the stores that these parts are for; none where nothing has begun."""
+        return set(read_json(self.facts).get("outputs", ())) if self.facts.exists() else set()
+
     def begin(self, facts: dict[str, Any]) -> None:
-        """Start a new folder."""
+        """Start a new folder, or go on with one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.facts, facts)
 

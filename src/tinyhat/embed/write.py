@@ -101,8 +101,7 @@ def embed_file(
         return dict(read_json(finished[0]))
     if resume and parts.facts.exists():
         check_facts(parts.facts, facts)
-    else:
-        parts.begin(facts)
+    parts.begin(facts | {"outputs": sorted(parts.outputs() | {parts.place_of(out) for out in outs})})
     count = -(-total // PART)
     todo = set(range(count)) - parts.done(embedder.width)
     if resume:
@@ -263,9 +262,10 @@ def _outputs(to: Sequence[str | Path], dtype: StoreType, shards: int) -> list[Pa
 
 def _may_begin(outs: list[Path], parts: Parts, shards: int, resume: bool) -> None:
     """Nothing that is there already is overwritten, but what an interrupted run of this very command left."""
+    begun = parts.outputs() if resume else set()
     for out in outs:
+        ours = resume and (parts.place_of(out) in begun or manifest_path(out).exists())
         for path in (*shard_paths(out, shards), manifest_path(out), ids_path(out)):
-            ours = resume and (parts.facts.exists() or manifest_path(out).exists())
             if path.exists() and not ours:
                 raise UserError(f"{path} is there already: remove it or name another --to")
     if parts.folder.exists() and not resume and any(parts.folder.iterdir()):
