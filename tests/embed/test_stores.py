@@ -239,6 +239,20 @@ def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypa
     assert len(read_store(source.with_name("new.h5")).ids) == len(read_store(source.with_name("v.npy")).ids) == COUNT
 
 
+def test_vectors_that_are_not_finite_are_refused_with_their_document(bert, source, monkeypatch):
+    whole = write.Embedder.embed_windows
+
+    def overflows(*arguments):
+        vectors = whole(*arguments)
+        vectors[2, 5] = np.inf
+        return vectors
+
+    monkeypatch.setattr(write.Embedder, "embed_windows", overflows)
+    with pytest.raises(UserError, match="the vector of 'd2' holds numbers that are not finite"):
+        embed(bert, source, "v.npy")
+    assert not (source.parent / "v.npy").exists()
+
+
 def test_parts_of_another_width_or_damaged_are_named(bert, source, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

@@ -146,8 +146,16 @@ def write_part(
         windows: the N documents, tokenised (with words where wanted).
         words: pooling of a word's pieces, or None for a vector a document.
         progress: told how many more documents are done.
+
+    Raises:
+        UserError: a vector is not finite, or a window does not fit in memory.
     """
     names, vectors = _vectors(embedder, ids, windows, words, progress)
+    if len(bad := np.flatnonzero(~np.isfinite(vectors).all(axis=1))):
+        raise UserError(
+            f"the vector of {names[bad[0]]!r} holds numbers that are not finite: the weights are damaged, or the plan "
+            f"{embedder.plan.name} overflows (try --plan fp32)"
+        )
     parts.write(part, names, vectors)
 
 
