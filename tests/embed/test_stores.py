@@ -253,6 +253,28 @@ def test_vectors_that_are_not_finite_are_refused_with_their_document(bert, sourc
     assert not (source.parent / "v.npy").exists()
 
 
+def test_no_file_of_a_store_is_empty(bert, source, tmp_path):
+    source.write_text("law\nfish\nmilk\n")
+    few = source.rename(tmp_path / "few.txt")
+    with pytest.raises(UserError, match="--shards 4: .* has 3 documents"):
+        embed(bert, few, "v.h5", shards=4)
+    embed(bert, few, "v.h5", shards=3)
+    assert len(read_store(tmp_path / "v.h5").vectors) == 3
+    with pytest.raises(UserError, match="--shards 4: there are 3 rows"):
+        embed(bert, few, "w.parquet", words=True, shards=4)
+    few.write_text("\u200b\n")  # a document, and no word
+    with pytest.raises(UserError, match="no document has a word"):
+        embed(bert, few, "x.npy", words=True)
+
+
+@pytest.mark.parametrize("suffix", ["NPY", "H5", "Faiss"])
+def test_suffixes_in_capitals_are_those_formats(bert, source, suffix):
+    embed(bert, source, f"v.{suffix}", f"w.{suffix.lower()}", normalize=True)
+    found, expected = (read_store(source.parent / name) for name in (f"v.{suffix}", f"w.{suffix.lower()}"))
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+    assert ("index" in found.manifest) == (suffix == "Faiss")
+
+
 def test_parts_of_another_width_or_damaged_are_named(bert, source, monkeypatch):
     def stop(*_):
         raise KeyboardInterrupt

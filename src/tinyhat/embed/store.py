@@ -82,7 +82,7 @@ def read_vectors(file: Path) -> npt.NDArray[Any]:
         UserError: a format that tinyhat does not write, a damaged file, or the package that reads it is missing.
     """
     try:
-        return _READERS[file.suffix](file)
+        return _READERS[file.suffix.lower()](file)
     except KeyError:
         raise UserError(f"{file} has no format of embeddings: there are {', '.join(FORMATS)}") from None
     except (ValueError, OSError, RuntimeError) as error:

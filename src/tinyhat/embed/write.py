@@ -77,6 +77,8 @@ def embed_file(
     parts = Parts(outs[0].with_name(outs[0].name + ".parts"))
     _may_begin(outs, parts, shards, resume)
     total, bad = _count(source, data)
+    if shards > total and not words:
+        raise UserError(f"--shards {shards}: {source} has {total} documents, and no file may be empty: give fewer shards")
     finished = [manifest_path(out) for out in outs if manifest_path(out).exists()] if resume else []
     begun = next((path for path in (parts.facts, *finished) if resume and path.exists()), None)
     if begun is not None and settings.get("budget") is None:
@@ -263,7 +265,7 @@ def _outputs(to: Sequence[str | Path], dtype: StoreType, shards: int) -> list[Pa
         raise UserError(f"--shards {shards}: a store has at least one file")
     for out in outs:
         check_output(out, dtype)
-        if shards > 1 and out.suffix == ".faiss":
+        if shards > 1 and out.suffix.lower() == ".faiss":
             raise UserError(f"--to {out} with --shards {shards}: an index is one file, leave --shards out for it")
     return outs
 
