@@ -19,6 +19,7 @@ from tests.tiny.models import save_tiny
 import tinyhat
 from tinyhat.cli import main
 from tinyhat.embed import index, write
+from tinyhat.embed.ahead import cut
 from tinyhat.embed.embedder import load_embedder
 from tinyhat.embed.quantize import decode
 from tinyhat.embed.store import read_store
@@ -127,6 +128,29 @@ def test_the_deviation_from_exact_is_measured_and_said(bert, source):
     assert any("largest deviation from --exact over 16 documents" in line for line in said)
 
 
+def test_parts_hold_so_many_characters(bert, source, monkeypatch):
+    """What is in memory at once is bounded, however long the documents are."""
+    assert list(cut(["aa", "b", "c" * 9, "d", "e", "f"], 2, 3, len)) == [["aa", "b"], ["c" * 9], ["d", "e"], ["f"]]
+    texts, sizes, whole = texts_of(source)[1], [], write.write_part
+
+    def write_part(embedder, parts, part, ids, *rest):
+        sizes.append(len(ids))
+        whole(embedder, parts, part, ids, *rest)
+
+    monkeypatch.setattr(write, "CHARACTERS", 500)
+    monkeypatch.setattr(write, "WORD_CHARACTERS", 100)
+    monkeypatch.setattr(write, "write_part", write_part)
+    _, said = embed(bert, source, "v.npy", plan="fp32")
+    assert sizes == [len(part) for part in cut(texts, 16, 500, len)]
+    assert len(set(sizes)) > 2
+    assert any(f"over {sizes[0]} documents" in line for line in said)
+    expected = load_embedder(bert, plan="fp32").embed(texts)
+    np.testing.assert_allclose(read_store(source.with_name("v.npy")).vectors, expected, atol=1e-5)
+    sizes.clear()
+    assert embed(bert, source, "w.npy", words=True)[0]["part_characters"] == 100
+    assert sizes == [len(part) for part in cut(texts, 16, 100, len)]
+
+
 def hashes(folder, name):
     return {p.name: p.read_bytes() for p in folder.glob(f"{name}*") if p.is_file()}
 
@@ -231,7 +255,7 @@ def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypa
             embed(bert, source, "v.npy")
     mine = source.with_name("mine.npy")
     mine.write_bytes(b"mine")
-    with pytest.raises(UserError, match="mine.npy is there already"):
+    with pytest.raises(UserError, match=r"mine\.npy is there already"):
         embed(bert, source, "v.npy", "mine.npy", resume=True)
     assert mine.read_bytes() == b"mine"
     source.with_name("v.npy").write_bytes(b"half")  # as a kill between file and manifest leaves it
@@ -256,7 +280,7 @@ def test_vectors_that_are_not_finite_are_refused_with_their_document(bert, sourc
 def test_no_file_of_a_store_is_empty(bert, source, tmp_path):
     source.write_text("law\nfish\nmilk\n")
     few = source.rename(tmp_path / "few.txt")
-    with pytest.raises(UserError, match="--shards 4: .* has 3 documents"):
+    with pytest.raises(UserError, match=r"--shards 4: .* has 3 documents"):
         embed(bert, few, "v.h5", shards=4)
     embed(bert, few, "v.h5", shards=3)
     assert len(read_store(tmp_path / "v.h5").vectors) == 3

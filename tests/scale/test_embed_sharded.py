@@ -52,7 +52,6 @@ def job(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(write, "PART", 16)
-    monkeypatch.setattr(scale_embed, "PART", 16)
 
 
 def same(found, expected) -> None:
@@ -90,8 +89,8 @@ def test_torchrun_shares_the_parts_among_its_ranks(job):
     folder, model, source, single = job
     out = folder / "ranks.npy"
     script = folder / "ranks.py"
-    lines = ["import sys", "import tinyhat", "from tinyhat.embed import write", "from tinyhat.scale import embed"]
-    lines += ["write.PART = embed.PART = 16", "tinyhat.embed(*sys.argv[1:4], plan='fp32', exact=True)"]
+    lines = ["import sys", "import tinyhat", "from tinyhat.embed import write"]
+    lines += ["write.PART = 16", "tinyhat.embed(*sys.argv[1:4], plan='fp32', exact=True)"]
     script.write_text("\n".join(lines))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     command += [str(free_port()), str(script), str(model), str(source), str(out)]

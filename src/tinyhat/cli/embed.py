@@ -28,7 +28,8 @@ def command(
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=8, help="Tokens of a sequence; 512.")] = None,
     long: Annotated[
-        Literal["windows", "truncate"] | None, typer.Option("--long", help="Longer documents; pooled: as the run reads.")
+        Literal["windows", "truncate"] | None,
+        typer.Option("--long", help="Longer documents; pooled: as the run reads."),
     ] = None,
     words: Annotated[bool, typer.Option("--words", help="One vector a word.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Stored as float32, float16, int8 or binary.")] = "float32",

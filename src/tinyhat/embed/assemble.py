@@ -43,7 +43,9 @@ def assemble(
     if not rows:
         raise UserError(f"{out} would be empty: no document has a word")
     if shards > rows:
-        raise UserError(f"--shards {shards}: there are {rows} rows for {out}, and no file may be empty: give fewer shards")
+        raise UserError(
+            f"--shards {shards}: there are {rows} rows for {out}, and no file may be empty: give fewer shards"
+        )
     calibration = calibrate(parts.blocks(count)) if dtype == "int8" else None
     manifest: dict[str, Any] = {
         "schema": 1,

@@ -17,8 +17,8 @@ Combine = Literal["mean", "concat"]
 POOLINGS, WORD_POOLINGS = get_args(Pooling), get_args(WordPooling)
 NAMES = ("last", "first", "middle", "all", "best", "pooled")
 CHOICE_FILE = "layers.json"
-"""What `tinyhat layers` leaves in its folder: {"layers": str, "pooling": str}; optionally "combine", "weights", and what
-it was chosen with: "model_sha256" and "max_tokens"."""
+"""What `tinyhat layers` leaves in its folder: {"layers": str, "pooling": str}; optionally "combine", "weights", and
+what it was chosen with: "model_sha256" and "max_tokens"."""
 
 
 @dataclass(frozen=True)

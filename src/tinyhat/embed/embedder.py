@@ -13,7 +13,7 @@ import torch
 from tinyhat.config import EncoderConfig, ReadingConfig
 from tinyhat.data.reading import Reader
 from tinyhat.decision import read_decision
-from tinyhat.embed.ahead import ahead
+from tinyhat.embed.ahead import ahead, cut
 from tinyhat.embed.budget import find_budget
 from tinyhat.embed.choice import Combine, Layers, Pooling, check_pooling, choose_layers, read_choice
 from tinyhat.embed.forward import Forward
@@ -31,6 +31,8 @@ from tinyhat.run import read_json
 from tinyhat.types import FloatArray, IntArray
 
 LOOK_AHEAD = 1024  # documents read, sorted by length and packed together; packs never cross it
+CHARACTERS = 8 << 20  # and so many characters, about 200 MB in the tokenizer; laws are 5 MB a thousand
+WORD_CHARACTERS = 1 << 20  # where every word has a vector: 200,000 of 384 numbers are 300 MB
 HEAD = ("no label", "no other label")  # of the classifier that an encoder without one is loaded as; no vector sees it
 
 
@@ -49,8 +51,8 @@ class Embedder:
         normalize: vectors of length 1.
         exact: a document's bits do not depend on its neighbours, their order, the budget or the number of workers: a
             forward pass holds one window and runs on one CPU thread (or one GPU).
-        plan: numeric plan; auto is bf16 where the hardware has it. One that stores weights in low precision changes those
-            of `encoder`.
+        plan: numeric plan; auto is bf16 where the hardware has it. One that stores weights in low precision changes
+            those of `encoder`.
         budget: tokens of one forward pass; None is found from the memory at hand.
         workers: forward passes at the same time; None is one a CPU thread, and 1 on a GPU.
         reading: how a run reads documents, for its pooled vectors; None: by `max_tokens` and `long`.
@@ -133,7 +135,7 @@ class Embedder:
             UserError: not a list of texts, or one window alone does not fit in memory.
         """
         checked = check_texts(texts)
-        chunks = (checked[i : i + LOOK_AHEAD] for i in range(0, len(checked), LOOK_AHEAD))
+        chunks = cut(checked, LOOK_AHEAD, CHARACTERS, len)
         found = [self.embed_windows(w, progress) for w in ahead(self.read(chunk) for chunk in chunks)]
         return np.concatenate([np.zeros((0, self.width), np.float32), *found])
 
@@ -163,7 +165,7 @@ class Embedder:
             UserError: no such pooling; ``pooled`` layers, which have no tokens.
         """
         checked = check_texts(texts)
-        chunks = (checked[i : i + LOOK_AHEAD] for i in range(0, len(checked), LOOK_AHEAD))
+        chunks = cut(checked, LOOK_AHEAD, WORD_CHARACTERS, len)
         read = ahead(self.reader.read(chunk, words=True) for chunk in chunks)
         return [words for windows in read for words in self.word_windows(windows, pooling)]
 

@@ -70,13 +70,13 @@ class Parts:
             found.add(part)
         return found
 
-    def write(self, part: int, ids: Sequence[Any], vectors: FloatArray) -> None:
-        """Write a part: ids first, because the vectors say that it is complete."""
-        assert len(ids) == len(vectors)
+    def write(self, part: int, ids: Sequence[Any], blocks: Sequence[FloatArray]) -> None:
+        """Write a part, its rows in blocks of [n, D]: ids first, because the vectors say that it is complete."""
+        assert len(ids) == sum(map(len, blocks))
         with disk_errors(self.ids(part)), atomic_path(self.ids(part)) as temporary:
             temporary.write_text("".join(json.dumps(i, ensure_ascii=False) + "\n" for i in ids), encoding="utf-8")
         with disk_errors(self.vectors(part)), atomic_path(self.vectors(part)) as temporary:
-            write_npy(temporary, vectors.shape, vectors.dtype, iter([vectors]))
+            write_npy(temporary, (len(ids), blocks[0].shape[1]), blocks[0].dtype, iter(blocks))
 
     def read(self, part: int) -> FloatArray:
         """Return the vectors of a part, float32 [n, D], in memory: a map would count as ours while pages are kept."""

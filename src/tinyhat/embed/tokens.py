@@ -147,7 +147,7 @@ class WindowReader:
 
 
 def as_windows(reading: Reading) -> Windows:
-    """Return the sequences that a run reads of N documents as windows, for vectors that pool no tokens: without slots."""
+    """Return what a run reads of N documents as windows without slots, for vectors that pool no tokens."""
     return Windows(
         input_ids=reading.input_ids,
         slots=np.zeros_like(reading.input_ids),
