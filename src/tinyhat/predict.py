@@ -160,16 +160,28 @@ def _error(row: BadRow) -> dict[str, Any]:
 
 
 def text_columns(run: Path, named: Mapping[str, Any]) -> DataConfig:
-    """Return the text columns a run was trained with, so that predict finds the same ones; those `named` win."""
+    """Return the text columns a run was trained with, so that predict finds the same ones; those `named` win.
+
+    A folder whose manifest.json another program wrote says nothing about columns.
+    """
+    wanted = {key: value for key, value in named.items() if value}
     given: dict[str, Any] = {}
-    manifest = run / "manifest.json"
-    if manifest.exists():
-        data = read_json(manifest)["config"]["data"]
-        if data["path"] in TEXT_COLUMNS:
-            given = {"text": TEXT_COLUMNS[data["path"]]}
-        else:
-            given = {key: data[key] for key in ("text", "pair") if data[key]}
-    return DataConfig(**(given | {key: value for key, value in named.items() if value}))
+    data = _data_section(run / "manifest.json")
+    if data.get("path") in TEXT_COLUMNS:
+        given = {"text": TEXT_COLUMNS[data["path"]]}
+    else:
+        given = {key: data[key] for key in ("text", "pair") if data.get(key)}
+    if "text" in wanted or "pair" in wanted:  # one is named instead of the other
+        given = {}
+    return DataConfig(**(given | wanted))
+
+
+def _data_section(manifest: Path) -> dict[str, Any]:
+    """Return the data section of the configuration in a run's manifest, empty where there is none."""
+    found: Any = read_json(manifest) if manifest.exists() else None
+    for key in ("config", "data"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def load(run: str | Path, plan: str | None = None) -> Classifier:
