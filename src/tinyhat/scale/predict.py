@@ -18,7 +18,7 @@ from tinyhat.scale.engine import Engine, Work, run_shards
 from tinyhat.train.ranks import is_first, leave, wait
 from tinyhat.types import Document
 
-SHARD = 1024  # good documents a shard: the predictor's own look-ahead, so that packs are those of a single process
+SHARD = 1024  # good documents a shard: the look-ahead of a predictor that reads no windows, so that packs are the same
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def _cut(shards: Shards, run: Path, source: str, settings: dict[str, Any]) -> No
     wanted["decision_sha256"] = file_sha256(model / "decision.json")  # which names the weights by their hash
     if shards.facts.exists():
         found = read_json(shards.facts)
-        other = [key for key, value in wanted.items() if found.get(key) != value]
+        other = [key for key, value in json.loads(json.dumps(wanted)).items() if found.get(key) != value]
         if other:
             raise UserError(
                 f"{shards.folder} holds an unfinished prediction with another {other[0]}: run that command again, or "
