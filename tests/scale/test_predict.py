@@ -140,8 +140,8 @@ def test_ray_completes_though_a_worker_is_killed(job, monkeypatch):
     worker = scale_predict._worker
     monkeypatch.setattr(scale_predict, "_worker", lambda *a: None)
 
-    def on_ray(make, shards, engine, workers):
-        run_shards(partial(Kill, folder, partial(worker, *make.args)), shards, engine, workers)
+    def on_ray(make, shards, engine, workers, progress=None):
+        run_shards(partial(Kill, folder, partial(worker, *make.args)), shards, engine, workers, progress)
 
     monkeypatch.setattr(scale_predict, "run_shards", on_ray)
     assert predict_sharded(run, str(source), out, "ray", 2) == (2, 70)

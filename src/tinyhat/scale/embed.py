@@ -12,7 +12,7 @@ from typing import Any
 from tinyhat.config import DataConfig
 from tinyhat.embed.embedder import Embedder, load_embedder
 from tinyhat.embed.parts import Parts
-from tinyhat.embed.write import embed_file, part_documents, write_part
+from tinyhat.embed.write import Progress, embed_file, part_documents, write_part
 from tinyhat.errors import UserError
 from tinyhat.predict import text_columns
 from tinyhat.run import atomic_path
@@ -114,7 +114,8 @@ def embed_sharded(
         elsewhere = partial(_worker, _name(model), _settings(embedder), facts["model_sha256"], folder, facts["words"])
         _together(elsewhere, sorted(todo))
         here = partial(_work, embedder, folder, facts["words"])
-        run_shards(elsewhere if engine == "ray" else lambda: here, sorted(todo), engine, workers)
+        make = elsewhere if engine == "ray" else lambda: here
+        run_shards(make, sorted(todo), engine, workers, Progress(len(todo), say, "parts"))
         wait()
 
     manifest = embed_file(model, source, to, data, say=say, compute=compute, **settings)
