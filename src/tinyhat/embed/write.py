@@ -103,7 +103,7 @@ def embed_file(
     facts |= {key: environment()[key] for key in ("processor", "python", "packages")}
     for path in finished:
         check_facts(path, facts | {"dtype": dtype})
-        if (files := len(read_json(path)["shards"])) != shards:
+        if (files := len(read_json(path).get("shards", ()))) != shards:
             raise UserError(f"--resume: {path} is of {files} files, not {shards}: say --shards {files}, or remove it")
     if len(finished) == len(outs):
         say("everything is there already")
