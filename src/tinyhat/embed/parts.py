@@ -107,7 +107,8 @@ class Parts:
 
 def check_facts(path: Path, wanted: dict[str, Any]) -> None:
     """Raise a UserError where the facts (or the manifest) at `path` differ from those `wanted`."""
-    found = read_json(path)
+    read = read_json(path)
+    found = read if isinstance(read, dict) else {}
     other = next((k for k, v in json.loads(json.dumps(wanted)).items() if found.get(k) != v), None)
     if other is not None:
         raise UserError(
@@ -135,6 +136,12 @@ def write_rows(stream: BinaryIO, blocks: Iterator[npt.NDArray[Any]]) -> None:
     """Write the bytes of blocks; numpy's own ``tofile`` would not say why it stopped on a full disk."""
     for block in blocks:
         stream.write(np.ascontiguousarray(block).data)
+
+
+def reserve(stream: BinaryIO, size: int) -> None:
+    """Make sure of the first `size` bytes of a file, where the system can: a full disk is said now, and in words."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def clean(folder: Path, name: str = "") -> None:

@@ -85,9 +85,9 @@ def read_manifest(out: Path) -> dict[str, Any]:
     if not path.exists():
         raise UserError(_missing(out))
     manifest = read_json(path)
-    if not isinstance(manifest, dict) or not _NEEDED <= manifest.keys():
-        lacking = min(_NEEDED - set(manifest)) if isinstance(manifest, dict) else "everything"
-        raise UserError(f"{path} lacks {lacking}: it was edited, or 'tinyhat embed' did not write it; embed again")
+    lacking = sorted(_NEEDED - set(manifest)) if isinstance(manifest, dict) else ["everything"]
+    if lacking:
+        raise UserError(f"{path} lacks {lacking[0]}: it was edited, or 'tinyhat embed' did not write it; embed again")
     return manifest
 
 
