@@ -32,12 +32,12 @@ def layer_features(
         file: where the memory map goes (.npy).
         progress: told how many more documents are done.
 
-    Raises:
-        OSError: the disk is full.
-
     Returns:
         float32 [K, P, N, D], poolings in the order of `POOLINGS`. Where windows overlap, `max` takes the largest value
         of either reading; the sums average them, as embeddings do.
+
+    Raises:
+        OSError: the disk is full.
     """
     width, layers = int(embedder.encoder.model.config.hidden_size), embedder.layer_count + 1
     shape = (layers, len(POOLINGS), len(texts), width)
