@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tinyhat.verb import make_callable
 make_callable(__name__, "predict")
 
 if TYPE_CHECKING:
+    from tinyhat.embed.embedder import Embedder
     from tinyhat.embed.hidden import HiddenStates
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -72,13 +74,17 @@ class Classifier:
         Raises:
             UserError: the linear model has none; not a list of texts.
         """
+        return self._embedder.hidden_states(texts)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
         from tinyhat.embed.embedder import Embedder
         from tinyhat.head.predictor import TorchPredictor
 
         if not isinstance(self.predictor, TorchPredictor):
             raise UserError("the linear model has no hidden states: load a run of an encoder")
-        plan, tokens = self.predictor.plan, int(self.decision.reading["max_tokens"])
-        return Embedder(self.predictor.encoder, max_tokens=tokens, plan=plan).hidden_states(texts)
+        tokens = int(self.decision.reading["max_tokens"])
+        return Embedder(self.predictor.encoder, max_tokens=tokens, plan=self.predictor.plan)
 
     def results(self, documents: Iterable[Document], top_k: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield one result per document, in input order, in flat memory.

@@ -79,3 +79,12 @@ def test_settings_mean_an_embedder_also_of_a_run(run):
 def test_two_labels_of_any_name_are_a_trained_classifier(tmp_path):
     folder = save_tiny(tmp_path / "two", "bert", task="single", num_labels=2)
     assert load_embedder(folder, layers="pooled").embed(TEXTS).shape == (3, 32)
+
+
+def test_hidden_states_of_a_classifier_by_one_embedder(run):
+    classifier = tinyhat.load(run(max_tokens=24))
+    first, second = classifier.hidden_states(TEXTS), classifier.hidden_states(TEXTS[1:])
+    assert first[-1].shape == (3, 24, 32)
+    np.testing.assert_allclose(first[-1][1, :3], second[-1][0, :3], atol=1e-5)
+    assert classifier._embedder is classifier._embedder
+    assert load_embedder(run(max_tokens=24), layers="pooled", plan="amp_bf16").forward._fast is None
