@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -192,20 +191,32 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(bert, source, monkeypatch,
     assert said == ["everything is there already"]
 
 
-def test_killed_and_resumed_from_the_command_line(bert, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "PART", 1024)
-    source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows("multi", 4000)))
+VICTIM = """
+import os, signal, sys
+from tinyhat.cli import main
+from tinyhat.embed import parts, write
+
+def torn(path, *rest, whole=parts.write_npy):
+    whole(path, *rest)
+    if "part-000002" in path.name:
+        os.truncate(path, 200)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write.PART, parts.write_npy = 16, torn
+main(sys.argv[1:])
+"""
+
+
+def test_killed_in_the_middle_of_a_file_and_resumed(bert, source):
+    tmp_path = source.parent
     tinyhat.embed(bert, source, tmp_path / "a.npy")
-    command = [sys.executable, "-m", "tinyhat", "embed", str(bert), str(source), "--to", str(tmp_path / "b.npy")]
-    victim = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    while victim.poll() is None and not list(tmp_path.glob("b.npy.parts/part-*.npy")):
-        time.sleep(0.002)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", VICTIM, "embed", str(bert), str(source), "--to", str(tmp_path / "b.npy")]
+    victim = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False)
+    assert victim.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob("b.npy.parts/.part-000002.npy.*.tmp"))
     said = []
     tinyhat.embed(bert, source, tmp_path / "b.npy", resume=True, say=said.append)
-    assert said[0] in ("1 of 4 parts are there already", "2 of 4 parts are there already")
+    assert said[0] == "2 of 5 parts are there already"
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     assert (tmp_path / "a.npy.ids.jsonl").read_bytes() == (tmp_path / "b.npy.ids.jsonl").read_bytes()
 
