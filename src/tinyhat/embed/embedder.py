@@ -87,7 +87,7 @@ class Embedder:
                 "differ): run 'tinyhat layers' with this one"
             )
         if self.layers.pooled and not _has_trained_head(encoder):
-            raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give a run or another choice")
+            raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give the folder of one")
         self.max_tokens = _max_tokens(encoder, max_tokens or found.get("max_tokens"))
         self.long, self.reading = long or ("windows" if reading is None else None), reading
         self.reader = WindowReader(self.tokenizer, self.max_tokens, self.long or "windows")
