@@ -6,12 +6,14 @@ import json
 
 import numpy as np
 import pytest
+from huggingface_hub import constants
 from tests.tiny.models import save_tiny
 
 import tinyhat
 from tinyhat.config import ReadingConfig
 from tinyhat.decision import Decision, Rule, labels_sha256, write_decision
 from tinyhat.embed.embedder import load_embedder
+from tinyhat.encoder.hub import hub_answers
 from tinyhat.errors import UserError
 from tinyhat.run import file_sha256
 
@@ -88,3 +90,15 @@ def test_hidden_states_of_a_classifier_by_one_embedder(run):
     np.testing.assert_allclose(first[-1][1, :3], second[-1][0, :3], atol=1e-5)
     assert classifier._embedder is classifier._embedder
     assert load_embedder(run(max_tokens=24), layers="pooled", plan="amp_bf16").forward._fast is None
+
+
+def test_a_classifier_of_the_hub_keeps_its_head(tmp_path, monkeypatch):
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    hub_answers.cache_clear()
+    cached = tmp_path / "models--owner--classifier"
+    snapshot = save_tiny(cached / "snapshots" / ("0" * 40), "bert")
+    (cached / "refs").mkdir()
+    (cached / "refs" / "main").write_text("0" * 40)
+    found = load_embedder("owner/classifier", layers="pooled", plan="fp32").embed(TEXTS)
+    np.testing.assert_allclose(found, load_embedder(snapshot, layers="pooled", plan="fp32").embed(TEXTS), atol=1e-6)

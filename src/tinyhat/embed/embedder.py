@@ -23,6 +23,7 @@ from tinyhat.embed.states import PreLogits
 from tinyhat.embed.threads import products_of, start_threads
 from tinyhat.embed.tokens import Long, WindowReader, Windows, as_windows
 from tinyhat.embed.words import Words, pieces_to_words
+from tinyhat.encoder.hub import hub_folder
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder, load_trained
 from tinyhat.encoder.long import full_attention_tokens
 from tinyhat.encoder.precision import choose_plan, pick_device
@@ -299,6 +300,8 @@ def load_embedder(model: str | Path, **settings: Any) -> Embedder:
     if layers == "best":
         settings = settings | {"layers": f"best:{model}"}
     pooled = layers == "pooled" or (isinstance(layers, Layers) and layers.pooled)
+    if pooled and not folder.exists() and _is_hub_name(str(model)):
+        folder = hub_folder(str(model))  # for the head that a classifier has there
     if pooled and settings.get("long") is None and (folder / "decision.json").is_file():
         settings = settings | _as_the_run_reads(folder, settings.get("max_tokens"))
     config = EncoderConfig(model=str(model))
@@ -307,6 +310,10 @@ def load_embedder(model: str | Path, **settings: Any) -> Embedder:
     if (folder / "model").is_dir() or (folder / "decision.json").is_file():
         raise UserError(f"{model} holds a linear model, which has no hidden states: give an encoder")
     return Embedder(load_encoder(str(model), "single", HEAD, config, 0, 0), **settings)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name != "minilm" and not name.startswith((".", "/", "~")) and name.count("/") <= 1
 
 
 def _as_the_run_reads(folder: Path, max_tokens: int | None) -> dict[str, Any]:
