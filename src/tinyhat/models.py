@@ -19,7 +19,7 @@ def load(model: str | Path, plan: str | None = None, **settings: Any) -> Classif
         model: the folder of a run or its model (a classifier with its decision), else an encoder: a folder with a
             checkpoint, a hub name, or ``minilm``.
         plan: a numeric plan; None is the one the thresholds were tuned in, or auto for an encoder.
-        settings: of an encoder's `tinyhat.embed.embedder.Embedder` (layers, pooling, ...).
+        settings: of `tinyhat.embed.embedder.Embedder` (layers, pooling, ...); with any of them a run embeds too.
 
     Raises:
         UserError: nothing there, or what is there does not belong together.
@@ -28,7 +28,7 @@ def load(model: str | Path, plan: str | None = None, **settings: Any) -> Classif
     decided = any((place / "decision.json").is_file() for place in (folder, folder / "model"))
     checkpoint = (folder / "config.json").is_file()
     named = not folder.exists() and not str(model).startswith((".", "/", "~")) and str(model).count("/") <= 1
-    if decided or not (checkpoint or named):
+    if not settings and (decided or not (checkpoint or named)):
         return load_run(model, plan)
     from tinyhat.embed.embedder import load_embedder
 

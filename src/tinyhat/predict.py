@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,6 +21,7 @@ from tinyhat.verb import make_callable
 make_callable(__name__, "predict")
 
 if TYPE_CHECKING:
+    from tinyhat.embed.embedder import Embedder
     from tinyhat.embed.hidden import HiddenStates
 
 Texts = Sequence[str] | Sequence[tuple[str, str]]
@@ -72,13 +74,17 @@ class Classifier:
         Raises:
             UserError: the linear model has none; not a list of texts.
         """
+        return self._embedder.hidden_states(texts)
+
+    @cached_property
+    def _embedder(self) -> Embedder:
         from tinyhat.embed.embedder import Embedder
         from tinyhat.head.predictor import TorchPredictor
 
         if not isinstance(self.predictor, TorchPredictor):
             raise UserError("the linear model has no hidden states: load a run of an encoder")
-        plan, tokens = self.predictor.plan, int(self.decision.reading["max_tokens"])
-        return Embedder(self.predictor.encoder, max_tokens=tokens, plan=plan).hidden_states(texts)
+        tokens = int(self.decision.reading["max_tokens"])
+        return Embedder(self.predictor.encoder, max_tokens=tokens, plan=self.predictor.plan)
 
     def results(self, documents: Iterable[Document], top_k: int | None = None) -> Iterator[dict[str, Any]]:
         """Yield one result per document, in input order, in flat memory.
@@ -160,16 +166,28 @@ def _error(row: BadRow) -> dict[str, Any]:
 
 
 def text_columns(run: Path, named: Mapping[str, Any]) -> DataConfig:
-    """Return the text columns a run was trained with, so that predict finds the same ones; those `named` win."""
+    """Return the text columns a run was trained with, so that predict finds the same ones; those `named` win.
+
+    A folder whose manifest.json another program wrote says nothing about columns.
+    """
+    wanted = {key: value for key, value in named.items() if value}
     given: dict[str, Any] = {}
-    manifest = run / "manifest.json"
-    if manifest.exists():
-        data = read_json(manifest)["config"]["data"]
-        if data["path"] in TEXT_COLUMNS:
-            given = {"text": TEXT_COLUMNS[data["path"]]}
-        else:
-            given = {key: data[key] for key in ("text", "pair") if data[key]}
-    return DataConfig(**(given | {key: value for key, value in named.items() if value}))
+    data = _data_section(run / "manifest.json")
+    if data.get("path") in TEXT_COLUMNS:
+        given = {"text": TEXT_COLUMNS[data["path"]]}
+    else:
+        given = {key: data[key] for key in ("text", "pair") if data.get(key)}
+    if "text" in wanted or "pair" in wanted:  # one is named instead of the other
+        given = {}
+    return DataConfig(**(given | wanted))
+
+
+def _data_section(manifest: Path) -> dict[str, Any]:
+    """Return the data section of the configuration in a run's manifest, empty where there is none."""
+    found: Any = read_json(manifest) if manifest.exists() else None
+    for key in ("config", "data"):
+        found = found.get(key) if isinstance(found, dict) else None
+    return found if isinstance(found, dict) else {}
 
 
 def load(run: str | Path, plan: str | None = None) -> Classifier:

@@ -269,7 +269,8 @@ def predict(
     if out is not None and out.is_dir():
         raise UserError(f"--out {out} is a folder: name a file")
     if engine is not None or world_size() > 1:
-        bad, total = _predict_sharded(Path(run), source, out, engine or "local", workers, top_k, plan, columns)
+        sharing = (engine or "local", workers, top_k, plan, columns, say)
+        bad, total = _predict_sharded(Path(run), source, out, *sharing)
         _tell_bad(bad, total, source, say)
         return bad
     classifier = load(run, plan)

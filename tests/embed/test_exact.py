@@ -30,6 +30,11 @@ def test_exact_vectors_have_the_same_bits_everywhere(bert, plan):
         return hashlib.sha256(vectors.tobytes()).hexdigest()
 
     shas = {sha(b, w, s) for b in (512, 4096, 16384) for w in (1, 2) for s in (False, True)}
+    torch.set_num_threads(2)  # of the process, which is none of a pass's business
+    try:
+        shas.add(sha(4096, 2, True))
+    finally:
+        torch.set_num_threads(1)
     alone = load_embedder(bert, plan=plan, exact=True, max_tokens=48)
     vectors = np.concatenate([alone.embed([text]) for text in ROWS])
     assert shas == {hashlib.sha256(vectors.tobytes()).hexdigest()}
@@ -60,6 +65,19 @@ def test_threads_of_the_process_stay_as_they_were(bert):
     torch.set_num_threads(2)
     try:
         load_embedder(bert, workers=3).embed(ROWS[:3])
+        assert torch.get_num_threads() == 2
+    finally:
+        torch.set_num_threads(1)
+
+
+def test_threads_of_the_pool_stay_at_one(bert):
+    torch.set_num_threads(2)
+    try:
+        pool = load_embedder(bert, workers=2)._pool
+        assert pool.submit(torch.get_num_threads).result() == 1
+        many = torch.ones(512, 512)
+        pool.submit(torch.mm, many, many).result()
+        assert [pool.submit(torch.get_num_threads).result() for _ in range(4)] == [1] * 4
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(1)

@@ -17,12 +17,12 @@ from tinyhat.errors import UserError
 TEXTS = ["law court", "fish", "the milk of trade ships, and taxes", "market " * 7, "union state rules year law"]
 
 
-def stock(folder, texts, every=False):
-    """Hidden states [layers + 1, n, D] of each text by transformers alone."""
+def stock(folder, texts, tokens=64):
+    """Hidden states [layers + 1, n, D] of each text, cut at `tokens`, by transformers alone."""
     model, tokenizer = AutoModel.from_pretrained(folder).eval(), AutoTokenizer.from_pretrained(folder)
     found = []
     for text in texts:
-        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=64)
+        inputs = tokenizer(text, return_tensors="pt", truncation=True, max_length=tokens)
         inputs.pop("token_type_ids", None)
         with torch.no_grad():
             out = model(**inputs, output_hidden_states=True)
@@ -134,7 +134,7 @@ def test_long_documents_are_read_by_windows_and_overlaps_averaged(bert):
         embedder = load_embedder(bert, plan="fp32", max_tokens=32, budget=64, pooling=pooling)
         np.testing.assert_allclose(embedder.embed(["fish", text])[1], pool(states, pooling), atol=3e-6)
     head = load_embedder(bert, plan="fp32", max_tokens=32, long="truncate").embed([text])[0]
-    np.testing.assert_allclose(head, pool(stock(bert, [" ".join(text.split()[:6])])[0][-1], "mean"), atol=1)
+    np.testing.assert_allclose(head, pool(stock(bert, [text], 32)[0][-1], "mean"), atol=3e-6)
 
 
 def test_out_of_memory_halves_the_batch_and_loses_nothing(bert, monkeypatch):

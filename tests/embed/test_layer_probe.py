@@ -139,3 +139,17 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+def test_a_choice_belongs_to_its_model_and_its_length(model, tmp_path):
+    choice = {"layers": "1", "pooling": "max", "max_tokens": 20, "model_sha256": load_embedder(model).fingerprint()}
+    (tmp_path / "layers.json").write_text(json.dumps(choice))
+    assert load_embedder(model, layers=f"best:{tmp_path}").max_tokens == 20
+    assert load_embedder(model, layers=f"best:{tmp_path}", max_tokens=30).max_tokens == 30
+    other = save_tiny(tmp_path / "other", "bert", seed=5)
+    with pytest.raises(UserError, match="was chosen for another model than"):
+        load_embedder(other, layers=f"best:{tmp_path}")
+    for damage in ({"weights": 3}, {"weights": ["a"]}, {"combine": "sum"}, {"max_tokens": "20"}):
+        (tmp_path / "layers.json").write_text(json.dumps(choice | damage))
+        with pytest.raises(UserError, match=f"is damaged: its {next(iter(damage))}"):
+            load_embedder(model, layers=f"best:{tmp_path}")

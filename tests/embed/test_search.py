@@ -220,3 +220,23 @@ def test_bad_input(corpus, tmp_path):
     index.write_bytes(index.read_bytes()[:200])
     with pytest.raises(UserError, match="damaged or cut off"):
         tinyhat.search(index, "milk")
+
+
+@pytest.mark.parametrize("suffix", ["npy", "faiss"])
+def test_a_damaged_store_is_named(corpus, tmp_path, suffix):
+    _folder, model, source, *_ = corpus
+    out = tmp_path / f"v.{suffix}"
+    tinyhat.embed(model, source, out, plan="fp32")
+    ids, manifest = (tmp_path / f"v.{suffix}.{end}" for end in ("ids.jsonl", "manifest.json"))
+    whole, facts = ids.read_text(), json.loads(manifest.read_text())
+    ids.write_text(whole[:-4])
+    with pytest.raises(UserError, match=r"ids\.jsonl is damaged or cut off"):
+        tinyhat.search(out, "milk")
+    ids.write_text(whole)
+    for key in ("shards", "layers"):
+        manifest.write_text(json.dumps({k: v for k, v in facts.items() if k != key}))
+        with pytest.raises(UserError, match=f"lacks {key}: it was edited"):
+            tinyhat.search(out, "milk")
+    manifest.write_text('["somebody else"]')
+    with pytest.raises(UserError, match="lacks everything"):
+        tinyhat.search(out, "milk")

@@ -8,7 +8,6 @@ import resource
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +18,7 @@ from tests.tiny.models import save_tiny
 import tinyhat
 from tinyhat.cli import main
 from tinyhat.embed import index, write
+from tinyhat.embed.ahead import cut
 from tinyhat.embed.embedder import load_embedder
 from tinyhat.embed.quantize import decode
 from tinyhat.embed.store import read_store
@@ -127,6 +127,29 @@ def test_the_deviation_from_exact_is_measured_and_said(bert, source):
     assert any("largest deviation from --exact over 16 documents" in line for line in said)
 
 
+def test_parts_hold_so_many_characters(bert, source, monkeypatch):
+    """What is in memory at once is bounded, however long the documents are."""
+    assert list(cut(["aa", "b", "c" * 9, "d", "e", "f"], 2, 3, len)) == [["aa", "b"], ["c" * 9], ["d", "e"], ["f"]]
+    texts, sizes, whole = texts_of(source)[1], [], write.write_part
+
+    def write_part(embedder, parts, part, ids, *rest):
+        sizes.append(len(ids))
+        whole(embedder, parts, part, ids, *rest)
+
+    monkeypatch.setattr(write, "CHARACTERS", 500)
+    monkeypatch.setattr(write, "WORD_CHARACTERS", 100)
+    monkeypatch.setattr(write, "write_part", write_part)
+    _, said = embed(bert, source, "v.npy", plan="fp32")
+    assert sizes == [len(part) for part in cut(texts, 16, 500, len)]
+    assert len(set(sizes)) > 2
+    assert any(f"over {sizes[0]} documents" in line for line in said)
+    expected = load_embedder(bert, plan="fp32").embed(texts)
+    np.testing.assert_allclose(read_store(source.with_name("v.npy")).vectors, expected, atol=1e-5)
+    sizes.clear()
+    assert embed(bert, source, "w.npy", words=True)[0]["part_characters"] == 100
+    assert sizes == [len(part) for part in cut(texts, 16, 100, len)]
+
+
 def hashes(folder, name):
     return {p.name: p.read_bytes() for p in folder.glob(f"{name}*") if p.is_file()}
 
@@ -168,20 +191,32 @@ def test_an_interrupted_run_goes_on_to_the_same_bytes(bert, source, monkeypatch,
     assert said == ["everything is there already"]
 
 
-def test_killed_and_resumed_from_the_command_line(bert, tmp_path, monkeypatch):
-    monkeypatch.setattr(write, "PART", 1024)
-    source = tmp_path / "in.jsonl"
-    source.write_text("".join(json.dumps(row) + "\n" for row in tiny_rows("multi", 4000)))
+VICTIM = """
+import os, signal, sys
+from tinyhat.cli import main
+from tinyhat.embed import parts, write
+
+def torn(path, *rest, whole=parts.write_npy):
+    whole(path, *rest)
+    if "part-000002" in path.name:
+        os.truncate(path, 200)
+        os.kill(os.getpid(), signal.SIGKILL)
+
+write.PART, parts.write_npy = 16, torn
+main(sys.argv[1:])
+"""
+
+
+def test_killed_in_the_middle_of_a_file_and_resumed(bert, source):
+    tmp_path = source.parent
     tinyhat.embed(bert, source, tmp_path / "a.npy")
-    command = [sys.executable, "-m", "tinyhat", "embed", str(bert), str(source), "--to", str(tmp_path / "b.npy")]
-    victim = subprocess.Popen(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL)
-    while victim.poll() is None and not list(tmp_path.glob("b.npy.parts/part-*.npy")):
-        time.sleep(0.002)
-    victim.send_signal(signal.SIGKILL)
-    assert victim.wait() == -signal.SIGKILL
+    command = [sys.executable, "-c", VICTIM, "embed", str(bert), str(source), "--to", str(tmp_path / "b.npy")]
+    victim = subprocess.run(command, env=os.environ | {"OMP_NUM_THREADS": "1"}, stderr=subprocess.DEVNULL, check=False)
+    assert victim.returncode == -signal.SIGKILL
+    assert list(tmp_path.glob("b.npy.parts/.part-000002.npy.*.tmp"))
     said = []
     tinyhat.embed(bert, source, tmp_path / "b.npy", resume=True, say=said.append)
-    assert said[0] in ("1 of 4 parts are there already", "2 of 4 parts are there already")
+    assert said[0] == "2 of 5 parts are there already"
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     assert (tmp_path / "a.npy.ids.jsonl").read_bytes() == (tmp_path / "b.npy.ids.jsonl").read_bytes()
 
@@ -219,6 +254,60 @@ def test_what_is_refused_and_nothing_is_overwritten(bert, source, tmp_path, monk
     refused("is of another dtype", "u.npy", resume=True, dtype="int8")
     refused("is of 1 files, not 2", "u.npy", resume=True, shards=2)
     assert hashes(source.parent, "u.") == before
+
+
+def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypatch):
+    def stop(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(write, "assemble", stop)
+        with pytest.raises(KeyboardInterrupt):
+            embed(bert, source, "v.npy")
+    mine = source.with_name("mine.npy")
+    mine.write_bytes(b"mine")
+    with pytest.raises(UserError, match=r"mine\.npy is there already"):
+        embed(bert, source, "v.npy", "mine.npy", resume=True)
+    assert mine.read_bytes() == b"mine"
+    source.with_name("v.npy").write_bytes(b"half")  # as a kill between file and manifest leaves it
+    embed(bert, source, "v.npy", "new.h5", resume=True)
+    assert len(read_store(source.with_name("new.h5")).ids) == len(read_store(source.with_name("v.npy")).ids) == COUNT
+
+
+def test_vectors_that_are_not_finite_are_refused_with_their_document(bert, source, monkeypatch):
+    whole = write.Embedder.embed_windows
+
+    def overflows(*arguments):
+        vectors = whole(*arguments)
+        vectors[2, 5] = np.inf
+        return vectors
+
+    monkeypatch.setattr(write.Embedder, "embed_windows", overflows)
+    with pytest.raises(UserError, match="the vector of 'd2' holds numbers that are not finite"):
+        embed(bert, source, "v.npy")
+    assert not (source.parent / "v.npy").exists()
+
+
+def test_no_file_of_a_store_is_empty(bert, source, tmp_path):
+    source.write_text("law\nfish\nmilk\n")
+    few = source.rename(tmp_path / "few.txt")
+    with pytest.raises(UserError, match=r"--shards 4: .* has 3 documents"):
+        embed(bert, few, "v.h5", shards=4)
+    embed(bert, few, "v.h5", shards=3)
+    assert len(read_store(tmp_path / "v.h5").vectors) == 3
+    with pytest.raises(UserError, match="--shards 4: there are 3 rows"):
+        embed(bert, few, "w.parquet", words=True, shards=4)
+    few.write_text("\u200b\n")  # a document, and no word
+    with pytest.raises(UserError, match="no document has a word"):
+        embed(bert, few, "x.npy", words=True)
+
+
+@pytest.mark.parametrize("suffix", ["NPY", "H5", "Faiss"])
+def test_suffixes_in_capitals_are_those_formats(bert, source, suffix):
+    embed(bert, source, f"v.{suffix}", f"w.{suffix.lower()}", normalize=True)
+    found, expected = (read_store(source.parent / name) for name in (f"v.{suffix}", f"w.{suffix.lower()}"))
+    np.testing.assert_array_equal(found.vectors, expected.vectors)
+    assert ("index" in found.manifest) == (suffix == "Faiss")
 
 
 def test_parts_of_another_width_or_damaged_are_named(bert, source, monkeypatch):

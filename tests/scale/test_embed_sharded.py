@@ -52,7 +52,6 @@ def job(tmp_path_factory):
 @pytest.fixture(autouse=True)
 def small_parts(monkeypatch):
     monkeypatch.setattr(write, "PART", 16)
-    monkeypatch.setattr(scale_embed, "PART", 16)
 
 
 def same(found, expected) -> None:
@@ -90,8 +89,8 @@ def test_torchrun_shares_the_parts_among_its_ranks(job):
     folder, model, source, single = job
     out = folder / "ranks.npy"
     script = folder / "ranks.py"
-    lines = ["import sys", "import tinyhat", "from tinyhat.embed import write", "from tinyhat.scale import embed"]
-    lines += ["write.PART = embed.PART = 16", "tinyhat.embed(*sys.argv[1:4], plan='fp32', exact=True)"]
+    lines = ["import sys", "import tinyhat", "from tinyhat.embed import write"]
+    lines += ["write.PART = 16", "tinyhat.embed(*sys.argv[1:4], plan='fp32', exact=True)"]
     script.write_text("\n".join(lines))
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--master-port"]
     command += [str(free_port()), str(script), str(model), str(source), str(out)]
@@ -118,6 +117,15 @@ class Kill:
         os.kill(os.getpid(), signal.SIGKILL)
 
 
+def mistaken():
+    """Make work that the user's input makes impossible."""
+
+    def work(part):
+        raise UserError("this part is a mistake")
+
+    return work
+
+
 # Ray sets options of its own that it calls deprecated, and leaves sockets to the end of the process
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::FutureWarning")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
@@ -128,14 +136,16 @@ def test_ray_completes_though_a_worker_is_killed(job, monkeypatch):
     ray.cloudpickle.register_pickle_by_value(sys.modules[__name__])  # workers cannot import this file
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
 
-    def on_ray(make, parts, engine, workers):
-        run_shards(partial(Kill, folder, make), parts, engine, workers)
+    def on_ray(make, parts, engine, workers, progress=None):
+        run_shards(partial(Kill, folder, make), parts, engine, workers, progress)
 
     monkeypatch.setattr(scale_embed, "run_shards", on_ray)
     ray.init(num_cpus=2, object_store_memory=80 << 20, include_dashboard=False, log_to_driver=False)
     try:  # a cluster that is there already is used, and left running
         embed_sharded(model, str(source), [out], DATA, "ray", 2, say=lambda _: None, **EXACT)
         assert ray.is_initialized()
+        with pytest.raises(UserError, match="this part is a mistake"):
+            run_shards(mistaken, [0, 1], "ray", 1)
     finally:
         ray.shutdown()
     assert (folder / "killed").exists(), "a worker was killed"
@@ -151,6 +161,16 @@ def test_words_and_packed_batches_by_workers(job):
         found, expected = (read_store(out) for out in reversed(outs))
         assert found.ids == expected.ids
         np.testing.assert_allclose(found.vectors, expected.vectors, atol=1e-6)
+
+
+def test_progress_is_told_part_by_part(monkeypatch):
+    told: list[int] = []
+    run_shards(lambda: lambda part: None, [4, 5, 6], progress=told.append)
+    assert told == [1, 1, 1]
+    monkeypatch.setenv("WORLD_SIZE", "2")  # the other rank is taken to be as far
+    told.clear()
+    run_shards(lambda: lambda part: None, [4, 5, 6], progress=told.append)
+    assert told == [2, 1]
 
 
 def test_a_worker_with_another_model_is_refused(job, tmp_path):

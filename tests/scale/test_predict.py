@@ -87,6 +87,18 @@ def test_shards_give_the_lines_of_a_single_process_and_go_on_after_a_stop(job, m
     same(out.read_text(), expected)
 
 
+def test_a_stopped_prediction_of_pairs_goes_on(job, tmp_path, monkeypatch):
+    _folder, run, _source, _expected = job
+    source = tmp_path / "pairs.jsonl"
+    source.write_text("".join(json.dumps({"a": "law court", "b": f"fish {i}"}) + "\n" for i in range(5)))
+    pair = {"pair": ("a", "b"), "text": None}  # as the command line has it
+    with monkeypatch.context() as patch:
+        patch.setattr(scale_predict, "run_shards", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            predict_sharded(run, str(source), tmp_path / "out.jsonl", columns=pair)
+    assert predict_sharded(run, str(source), tmp_path / "out.jsonl", columns=pair) == (0, 5)
+
+
 def test_torchrun_shares_the_shards_among_its_ranks(job):
     folder, run, source, expected = job
     out = folder / "ranks.jsonl"
@@ -128,8 +140,8 @@ def test_ray_completes_though_a_worker_is_killed(job, monkeypatch):
     worker = scale_predict._worker
     monkeypatch.setattr(scale_predict, "_worker", lambda *a: None)
 
-    def on_ray(make, shards, engine, workers):
-        run_shards(partial(Kill, folder, partial(worker, *make.args)), shards, engine, workers)
+    def on_ray(make, shards, engine, workers, progress=None):
+        run_shards(partial(Kill, folder, partial(worker, *make.args)), shards, engine, workers, progress)
 
     monkeypatch.setattr(scale_predict, "run_shards", on_ray)
     assert predict_sharded(run, str(source), out, "ray", 2) == (2, 70)

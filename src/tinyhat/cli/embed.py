@@ -27,7 +27,10 @@ def command(
         str | None, typer.Option("--pooling", help="mean, max, cls, last, mean_sqrt, weighted; words: first too.")
     ] = None,
     max_tokens: Annotated[int | None, typer.Option("--max-tokens", min=8, help="Tokens of a sequence; 512.")] = None,
-    long: Annotated[Literal["windows", "truncate"], typer.Option("--long", help="Longer documents.")] = "windows",
+    long: Annotated[
+        Literal["windows", "truncate"] | None,
+        typer.Option("--long", help="Longer documents; pooled: as the run reads."),
+    ] = None,
     words: Annotated[bool, typer.Option("--words", help="One vector a word.")] = False,
     dtype: Annotated[str, typer.Option("--dtype", help="Stored as float32, float16, int8 or binary.")] = "float32",
     normalize: Annotated[bool, typer.Option("--normalize", help="Vectors of length 1.")] = False,

@@ -121,7 +121,7 @@ def document_of(values: dict[str, Any], columns: Columns, position: int) -> Docu
     """Return the document of one row; without an id column its id is its 0-based `position`.
 
     Raises:
-        RowError: the text is missing, empty, not text, or not encodable.
+        RowError: the text is missing, empty, not text, or not encodable; the id is not encodable or holds a NUL.
     """
     if columns.pair:
         text, pair = (_text(values, column) for column in columns.pair)
@@ -135,7 +135,14 @@ def document_of(values: dict[str, Any], columns: Columns, position: int) -> Docu
             named = " and ".join(f"'{column}'" for column in columns.text)
             raise RowError(f"there is no text in column {named}: fill it in or remove the row")
     name = values.get(columns.id) if columns.id else None
-    return Document(str(position) if name is None or name == "" else str(name), text, pair)
+    return Document(str(position) if name is None or name == "" else _id(str(name), str(columns.id)), text, pair)
+
+
+def _id(name: str, column: str) -> str:
+    if "\0" in name:
+        raise RowError(f"column '{column}' holds an id with a NUL character, which HDF5 would cut: write it again")
+    _require_whole(name, column)
+    return name
 
 
 def _text(values: dict[str, Any], column: str) -> str:
@@ -146,12 +153,16 @@ def _text(values: dict[str, Any], column: str) -> str:
         value = "\n".join(value)  # paragraphs
     if not isinstance(value, str):
         raise RowError(f"column '{column}' holds {_what(value)} where text is needed: name the text column with --text")
+    _require_whole(value, column)
+    return "" if not value or value.isspace() else value
+
+
+def _require_whole(value: str, column: str) -> None:
     if not value.isascii():
         try:
             value.encode()
         except UnicodeEncodeError:
             raise RowError(f"column '{column}' holds half a character (a lone surrogate): write it again") from None
-    return "" if not value or value.isspace() else value
 
 
 def _what(value: Any) -> str:

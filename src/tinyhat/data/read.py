@@ -110,7 +110,9 @@ def _document(row: Row, columns: Columns, position: int) -> Document | BadRow:
         return document_of(row.values, columns, position)
     except RowError as error:
         name = row.values.get(columns.id) if columns.id else None
-        return BadRow(str(position) if name in (None, "") else str(name), row.line, f"line {row.line}: {error}")
+        # what is wrong may be the id itself
+        shown = "" if name is None else str(name).encode(errors="replace").decode().replace("\0", "?")
+        return BadRow(shown or str(position), row.line, f"line {row.line}: {error}")
 
 
 def _read_raw(config: DataConfig) -> RawDataset:

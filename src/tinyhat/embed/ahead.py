@@ -1,17 +1,42 @@
-"""An iterator that is one item ahead: what makes the items (reading, tokenising) overlaps what uses them."""
+"""Documents as they come, cut into what fits in memory, and one piece ahead of what uses them."""
 
 from __future__ import annotations
 
 import queue
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TypeVar
 
 T = TypeVar("T")
 
 
+def cut(items: Iterable[T], count: int, characters: int, length: Callable[[T], int]) -> Iterator[list[T]]:
+    """Cut `items` into lists of at most `count` of them and `characters`, or of one that is longer alone.
+
+    Args:
+        items: in order.
+        count: most of a list.
+        characters: most of a list, added up.
+        length: characters of an item.
+    """
+    held: list[T] = []
+    total = 0
+    for item in items:
+        size = length(item)
+        if held and (len(held) == count or total + size > characters):
+            yield held
+            held, total = [], 0
+        held.append(item)
+        total += size
+    if held:
+        yield held
+
+
 def ahead(items: Iterable[T]) -> Iterator[T]:
-    """Yield `items`, made in a thread that is at most two items ahead; its error is raised where the item would be."""
+    """Yield `items`, made in a thread at most two ahead, so that making (reading, tokenising) overlaps using them.
+
+    The thread's error is raised where the item would be.
+    """
     line: queue.Queue[tuple[bool, object]] = queue.Queue(1)
     stop = threading.Event()
 

@@ -15,6 +15,7 @@ from tinyhat.embed.parts import Parts, disk_errors
 from tinyhat.embed.quantize import StoreType, calibrate, encode, stored_columns, stored_dtype
 from tinyhat.embed.store import ids_path, manifest_path, shard_paths
 from tinyhat.embed.stores import WRITERS, Content
+from tinyhat.errors import UserError
 from tinyhat.run import atomic_path, file_sha256, write_json
 
 
@@ -34,8 +35,17 @@ def assemble(
 
     Returns:
         The manifest.
+
+    Raises:
+        UserError: fewer rows than files.
     """
     rows = parts.rows(count)
+    if not rows:
+        raise UserError(f"{out} would be empty: no document has a word")
+    if shards > rows:
+        raise UserError(
+            f"--shards {shards}: there are {rows} rows for {out}, and no file may be empty: give fewer shards"
+        )
     calibration = calibrate(parts.blocks(count)) if dtype == "int8" else None
     manifest: dict[str, Any] = {
         "schema": 1,
@@ -45,7 +55,7 @@ def assemble(
         "dtype": dtype,
     }
     manifest |= {"calibration": calibration} | facts
-    if out.suffix == ".faiss":
+    if out.suffix.lower() == ".faiss":
         metric = "inner product" if facts["normalize"] else "squared Euclidean distance"
         manifest["index"] = {"kind": describe_index(rows, width), "metric": metric}
     files = []

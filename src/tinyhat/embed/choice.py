@@ -17,7 +17,8 @@ Combine = Literal["mean", "concat"]
 POOLINGS, WORD_POOLINGS = get_args(Pooling), get_args(WordPooling)
 NAMES = ("last", "first", "middle", "all", "best", "pooled")
 CHOICE_FILE = "layers.json"
-"""What `tinyhat layers` leaves in its folder: {"layers": str, "pooling": str}, optionally "combine" and "weights"."""
+"""What `tinyhat layers` leaves in its folder: {"layers": str, "pooling": str}; optionally "combine", "weights", and
+what it was chosen with: "model_sha256" and "max_tokens"."""
 
 
 @dataclass(frozen=True)
@@ -101,9 +102,22 @@ def read_choice(folder: Path) -> Mapping[str, Any]:
             "say --layers best:FOLDER"
         )
     found = read_json(path)
+    problem = None
     if not isinstance(found, dict) or not isinstance(found.get("layers"), str) or found.get("pooling") not in POOLINGS:
-        raise UserError(f"{path} is damaged: it lacks layers or a known pooling; run 'tinyhat layers' again")
+        problem = "it lacks layers or a known pooling"
+    elif found.get("combine", "mean") not in get_args(Combine):
+        problem = f"its combine is none of {', '.join(get_args(Combine))}"
+    elif not _numbers(found.get("weights")):
+        problem = "its weights are no list of numbers"
+    elif not isinstance(found.get("max_tokens"), int | None):
+        problem = "its max_tokens is no whole number"
+    if problem:
+        raise UserError(f"{path} is damaged: {problem}; run 'tinyhat layers' again")
     return found
+
+
+def _numbers(value: Any) -> bool:
+    return value is None or (isinstance(value, list) and all(isinstance(x, int | float) for x in value))
 
 
 def check_pooling(name: str, words: bool) -> None:

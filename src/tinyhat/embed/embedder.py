@@ -3,33 +3,38 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from threading import Barrier
 from typing import Any
 
 import numpy as np
 import torch
 
-from tinyhat.config import EncoderConfig
-from tinyhat.embed.ahead import ahead
+from tinyhat.config import EncoderConfig, ReadingConfig
+from tinyhat.data.reading import Reader
+from tinyhat.decision import read_decision
+from tinyhat.embed.ahead import ahead, cut
 from tinyhat.embed.budget import find_budget
 from tinyhat.embed.choice import Combine, Layers, Pooling, check_pooling, choose_layers, read_choice
 from tinyhat.embed.forward import Forward
 from tinyhat.embed.hidden import HiddenStates, padded_states
 from tinyhat.embed.memory import bound_memory
 from tinyhat.embed.states import PreLogits
-from tinyhat.embed.tokens import Long, WindowReader, Windows
+from tinyhat.embed.threads import products_of, start_threads
+from tinyhat.embed.tokens import Long, WindowReader, Windows, as_windows
 from tinyhat.embed.words import Words, pieces_to_words
+from tinyhat.encoder.hub import hub_folder
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder, load_trained
+from tinyhat.encoder.long import full_attention_tokens
 from tinyhat.encoder.precision import choose_plan, pick_device
 from tinyhat.errors import UserError
 from tinyhat.run import read_json
 from tinyhat.types import FloatArray, IntArray
 
 LOOK_AHEAD = 1024  # documents read, sorted by length and packed together; packs never cross it
-HEAD = ("label 0", "label 1")  # of the classifier that an encoder without one is loaded as; no vector sees it
+CHARACTERS = 8 << 20  # and so many characters, about 200 MB in the tokenizer; laws are 5 MB a thousand
+WORD_CHARACTERS = 1 << 20  # where every word has a vector: 200,000 of 384 numbers are 300 MB
+HEAD = ("no label", "no other label")  # of the classifier that an encoder without one is loaded as; no vector sees it
 
 
 class Embedder:
@@ -41,14 +46,17 @@ class Embedder:
             or a choice that is made already.
         pooling: mean, max, cls, last, mean_sqrt or weighted; None is the one `best` chose, else mean.
         combine: what several layers become: their mean, or one behind the other.
-        max_tokens: of a sequence, special tokens included; None is 512, or the encoder's positions if fewer.
-        long: what becomes of longer documents: every token is read in windows, or the head alone.
+        max_tokens: of a sequence, special tokens included; None is what `best` was chosen with, else 512, or the
+            encoder's positions if fewer.
+        long: what becomes of longer documents: every token is read in windows (None), or the head alone.
         normalize: vectors of length 1.
         exact: a document's bits do not depend on its neighbours, their order, the budget or the number of workers: a
             forward pass holds one window and runs on one CPU thread (or one GPU).
-        plan: numeric plan; auto is bf16 where the hardware has it.
+        plan: numeric plan; auto is bf16 where the hardware has it. One that stores weights in low precision changes
+            those of `encoder`.
         budget: tokens of one forward pass; None is found from the memory at hand.
         workers: forward passes at the same time; None is one a CPU thread, and 1 on a GPU.
+        reading: how a run reads documents, for its pooled vectors; None: by `max_tokens` and `long`.
 
     Raises:
         UserError: whatever is wrong with these, in one sentence.
@@ -61,30 +69,45 @@ class Embedder:
         pooling: Pooling | None = None,
         combine: Combine = "mean",
         max_tokens: int | None = None,
-        long: Long = "windows",
+        long: Long | None = None,
         normalize: bool = False,
         exact: bool = False,
         plan: str = "auto",
         budget: int | None = None,
         workers: int | None = None,
+        reading: ReadingConfig | None = None,
     ) -> None:
         self.encoder, self.device = encoder, pick_device()
         encoder.model.to(self.device).eval()
-        self.layers, self.pooling = _choice(encoder, layers, pooling, combine)
-        if self.layers.pooled and not _has_trained_head(encoder):
-            raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give a run or another choice")
-        self.max_tokens = _max_tokens(encoder, max_tokens)
-        self.reader = WindowReader(backend_tokenizer(encoder), self.max_tokens, long)
         self.plan = choose_plan(plan, self.device)
+        self.tokenizer, self._sha256 = backend_tokenizer(encoder), ""
+        self.layers, self.pooling, found = _choice(encoder, layers, pooling, combine)
+        if found.get("model_sha256", "") and found["model_sha256"] != self.fingerprint():
+            raise UserError(
+                f"--layers {layers} was chosen for another model than {encoder.name!r} (their weights or tokenizers "
+                "differ): run 'tinyhat layers' with this one"
+            )
+        if self.layers.pooled and not _has_trained_head(encoder):
+            raise UserError(f"--layers pooled: {encoder.name} has no trained classifier; give the folder of one")
+        self.max_tokens = _max_tokens(encoder, max_tokens or found.get("max_tokens"))
+        self.long, self.reading = long or ("windows" if reading is None else None), reading
+        self.reader = WindowReader(self.tokenizer, self.max_tokens, self.long or "windows")
+        self._reader = None if reading is None else Reader(self.tokenizer, reading)
+        if {self.plan.body, self.plan.head} != {torch.float32}:
+            self.fingerprint()  # of the weights as they were loaded
+        self.plan.store(encoder.model)
         self.normalize, self.exact = normalize, exact
         on_cpu = self.device.type == "cpu"
-        self.workers = workers or (torch.get_num_threads() if on_cpu else 1)
+        threads = torch.get_num_threads()
+        # BigBird is switched between full and sparse attention from batch to batch: by one thread alone
+        alone = full_attention_tokens(encoder.model) is not None
+        self.workers = 1 if alone else workers or (threads if on_cpu else 1)
         every = not self.layers.pooled and self.layers.indices != (self.layer_count,)
         self.budget = budget or find_budget(encoder.model.config, self.device, self.workers, every)
         pre_logits = PreLogits(encoder) if self.layers.pooled else None
         self.forward = Forward(encoder, self.layers, self.pooling, self.plan, self.device, pre_logits)
         # a pass on one thread beside others wastes none of them on waiting for each other, and its bits are its own
-        self._pool = _pool(self.workers) if on_cpu else None
+        self._pool = start_threads(self.workers, threads if alone and not exact else 1) if on_cpu else None
 
     @property
     def layer_count(self) -> int:
@@ -98,6 +121,10 @@ class Embedder:
             return self.forward.pooled_width
         return self.layers.width(int(self.encoder.model.config.hidden_size))
 
+    def read(self, texts: Sequence[str], words: bool = False) -> Windows:
+        """Tokenise N texts as the vectors need them; with `words`, keep word numbers and character offsets."""
+        return self.reader.read(texts, words) if self._reader is None else as_windows(self._reader.read(texts))
+
     def embed(self, texts: Sequence[str], progress: Callable[[int], None] | None = None) -> FloatArray:
         """Return float32 [N, D], a vector a text, in the order of `texts`.
 
@@ -109,8 +136,8 @@ class Embedder:
             UserError: not a list of texts, or one window alone does not fit in memory.
         """
         checked = check_texts(texts)
-        chunks = (checked[i : i + LOOK_AHEAD] for i in range(0, len(checked), LOOK_AHEAD))
-        found = [self.embed_windows(w, progress) for w in ahead(self.reader.read(chunk) for chunk in chunks)]
+        chunks = cut(checked, LOOK_AHEAD, CHARACTERS, len)
+        found = [self.embed_windows(w, progress) for w in ahead(self.read(chunk) for chunk in chunks)]
         return np.concatenate([np.zeros((0, self.width), np.float32), *found])
 
     def embed_windows(self, windows: Windows, progress: Callable[[int], None] | None = None) -> FloatArray:
@@ -139,7 +166,7 @@ class Embedder:
             UserError: no such pooling; ``pooled`` layers, which have no tokens.
         """
         checked = check_texts(texts)
-        chunks = (checked[i : i + LOOK_AHEAD] for i in range(0, len(checked), LOOK_AHEAD))
+        chunks = cut(checked, LOOK_AHEAD, WORD_CHARACTERS, len)
         read = ahead(self.reader.read(chunk, words=True) for chunk in chunks)
         return [words for windows in read for words in self.word_windows(windows, pooling)]
 
@@ -198,12 +225,16 @@ class Embedder:
             texts: B texts; each is cut at `max_tokens`.
         """
         checked = check_texts(texts)
-        windows = WindowReader(backend_tokenizer(self.encoder), self.max_tokens, "truncate").read(checked, words=True)
+        windows = WindowReader(self.tokenizer, self.max_tokens, "truncate").read(checked, words=True)
         return padded_states(self.forward, windows, self._pass_tokens, len(self.reader.begin))
 
     def fingerprint(self) -> str:
-        """Return the sha256 of the tokenizer and of the weights that the vectors depend on."""
-        digest = hashlib.sha256(self.reader.tokenizer.to_str().encode())
+        """Return the sha256 of the tokenizer and of the weights that the vectors depend on, as they were loaded."""
+        self._sha256 = self._sha256 or self._hash()
+        return self._sha256
+
+    def _hash(self) -> str:
+        digest = hashlib.sha256(self.tokenizer.to_str().encode())
         model = self.encoder.model if self.layers.pooled else self.encoder.model.base_model
         for name, tensor in sorted(model.state_dict().items()):
             digest.update(f"{name} {tuple(tensor.shape)}".encode())
@@ -218,7 +249,8 @@ class Embedder:
             "layers": self.layers.facts(),
             "pooling": None if self.layers.pooled else self.pooling,
             "max_tokens": self.max_tokens,
-            "long": self.reader.long,
+            "long": self.long,
+            "reading": None if self.reading is None else self.reading.model_dump(),
             "normalize": self.normalize,
             "exact": self.exact,
             "plan": self.plan.name,
@@ -246,7 +278,8 @@ class Embedder:
         return [*jobs, order[begin:]] if len(order) else []
 
     def _map(self, work: Callable[[IntArray], Any], jobs: list[IntArray]) -> Iterator[Any]:
-        yield from map(work, jobs) if self._pool is None else self._pool.map(work, jobs)
+        with products_of(self.plan):
+            yield from map(work, jobs) if self._pool is None else self._pool.map(work, jobs)
 
 
 def load_embedder(model: str | Path, **settings: Any) -> Embedder:
@@ -263,14 +296,37 @@ def load_embedder(model: str | Path, **settings: Any) -> Embedder:
     folder = Path(model)
     if (folder / "model" / "config.json").is_file():
         folder = folder / "model"
-    if settings.get("layers") == "best":
+    layers = settings.get("layers")
+    if layers == "best":
         settings = settings | {"layers": f"best:{model}"}
+    pooled = layers == "pooled" or (isinstance(layers, Layers) and layers.pooled)
+    if pooled and not folder.exists() and _is_hub_name(str(model)):
+        folder = hub_folder(str(model))  # for the head that a classifier has there
+    if pooled and settings.get("long") is None and (folder / "decision.json").is_file():
+        settings = settings | _as_the_run_reads(folder, settings.get("max_tokens"))
     config = EncoderConfig(model=str(model))
     if (folder / "config.json").is_file() and _is_classifier(read_json(folder / "config.json")):
         return Embedder(load_trained(folder, config), **settings)
     if (folder / "model").is_dir() or (folder / "decision.json").is_file():
         raise UserError(f"{model} holds a linear model, which has no hidden states: give an encoder")
     return Embedder(load_encoder(str(model), "single", HEAD, config, 0, 0), **settings)
+
+
+def _is_hub_name(name: str) -> bool:
+    return name != "minilm" and not name.startswith((".", "/", "~")) and name.count("/") <= 1
+
+
+def _as_the_run_reads(folder: Path, max_tokens: int | None) -> dict[str, Any]:
+    """Return the settings that give the vectors whose logits, averaged over windows, are those of predict."""
+    reading = ReadingConfig(**read_decision(folder).reading)
+    if reading.strategy == "windows" and reading.vote != "mean":
+        raise UserError(
+            f"--layers pooled: {folder} lets the windows of a document vote ({reading.vote}), which no vector of the "
+            "document can stand for: say --long windows for the mean over windows, or --long truncate"
+        )
+    if max_tokens is not None:
+        reading = reading.model_copy(update={"max_tokens": max_tokens})
+    return {"max_tokens": reading.max_tokens, "reading": reading}
 
 
 def normalized(vectors_ND: FloatArray) -> FloatArray:
@@ -295,19 +351,20 @@ def check_texts(texts: Sequence[str]) -> list[str]:
 
 def _choice(
     encoder: Encoder, layers: str | Layers, pooling: Pooling | None, combine: Combine
-) -> tuple[Layers, Pooling]:
+) -> tuple[Layers, Pooling, Mapping[str, Any]]:
+    """Return layers, pooling, and what `tinyhat layers` wrote with them, where it chose."""
     if isinstance(layers, Layers):
-        return layers, pooling or "mean"
-    weights = None
+        return layers, pooling or "mean", {}
+    found: Mapping[str, Any] = {}
     if layers == "best" or layers.startswith("best:"):
         found = read_choice(Path(layers.partition(":")[2] or encoder.name))
         layers, pooling = found["layers"], pooling or found["pooling"]
-        combine, weights = found.get("combine", combine), found.get("weights")
+        combine = found.get("combine", combine)
     pooling = pooling or "mean"
     check_pooling(pooling, words=False)
     assert isinstance(layers, str)
     count = int(encoder.model.config.num_hidden_layers)
-    return choose_layers(layers, count, combine, tuple(weights) if weights else None), pooling
+    return choose_layers(layers, count, combine, tuple(found.get("weights") or ()) or None), pooling, found
 
 
 def _max_tokens(encoder: Encoder, wanted: int | None) -> int:
@@ -328,18 +385,3 @@ def _is_classifier(config: Any) -> bool:
 
 def _has_trained_head(encoder: Encoder) -> bool:
     return tuple(encoder.model.config.id2label.values()) != HEAD
-
-
-def _pool(workers: int) -> ThreadPoolExecutor:
-    """Return threads whose torch operations run on one thread each, leaving the rest of the process as it is."""
-    threads = torch.get_num_threads()
-    met = Barrier(workers)
-
-    def begin(_: int) -> None:
-        torch.set_num_threads(1)
-        met.wait()  # so that every thread gets one of these
-
-    pool = ThreadPoolExecutor(workers, "embed")
-    list(pool.map(begin, range(workers)))
-    torch.set_num_threads(threads)  # what is set last holds for threads that are born later
-    return pool

@@ -111,7 +111,7 @@ def fast_layers(encoder: Encoder, plan: Plan, device: torch.device) -> FastLayer
         plan: the numeric plan.
         device: where to compute.
     """
-    if device.type != "cpu" or plan.compute != LOW or not encoder.packed or not _is_known(encoder):
+    if device.type != "cpu" or plan.compute != LOW or not plan.autocast or not encoder.packed or not _is_known(encoder):
         return None
     pack = _random_pack(encoder)
     try:
@@ -178,6 +178,8 @@ def _is_known(encoder: Encoder) -> bool:
     stack = getattr(getattr(encoder.model.base_model, "encoder", None), "layer", None)
     if not isinstance(stack, nn.ModuleList) or config.hidden_act != "gelu" or getattr(config, "is_decoder", False):
         return False
+    if any(getattr(module, "sliding_window", None) is not None for module in stack.modules()):
+        return False  # `encoder.local_attention`: these layers would let every token see all
     try:
         parts = [(layer, attrgetter(name)(layer)) for layer in stack for name in (*_LINEAR, *_NORMS)]
     except AttributeError:

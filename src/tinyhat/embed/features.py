@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from tinyhat.embed.choice import POOLINGS
 from tinyhat.embed.embedder import Embedder
+from tinyhat.embed.parts import disk_errors, reserve
 from tinyhat.embed.pooling import token_weights
 from tinyhat.types import FloatArray
 
@@ -34,10 +35,15 @@ def layer_features(
     Returns:
         float32 [K, P, N, D], poolings in the order of `POOLINGS`. Where windows overlap, `max` takes the largest value
         of either reading; the sums average them, as embeddings do.
+
+    Raises:
+        OSError: the disk is full.
     """
     width, layers = int(embedder.encoder.model.config.hidden_size), embedder.layer_count + 1
     shape = (layers, len(POOLINGS), len(texts), width)
     out = np.lib.format.open_memmap(file, mode="w+", dtype=np.float32, shape=shape)
+    with disk_errors(file), file.open("r+b") as stream:  # a page of a sparse file on a full disk ends the process
+        reserve(stream, file.stat().st_size)
     for start in range(0, len(texts), CHUNK):
         part = list(texts[start : start + CHUNK])
         out[:, :, start : start + len(part)] = _pooled(embedder, part, shape)

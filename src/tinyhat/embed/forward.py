@@ -48,7 +48,7 @@ class Forward:
     ) -> None:
         self.encoder, self.layers, self.pooling = encoder, layers, pooling
         self.plan, self.device, self.pre_logits = plan, device, pre_logits
-        self._fast = fast_layers(encoder, plan, device)
+        self._fast = None if layers.pooled else fast_layers(encoder, plan, device)
 
     @property
     def pooled_width(self) -> int:

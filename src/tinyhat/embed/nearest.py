@@ -5,7 +5,6 @@ Q queries, N rows, D width, C candidates.
 
 from __future__ import annotations
 
-import json
 from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import Any
@@ -15,9 +14,8 @@ import numpy.typing as npt
 
 from tinyhat.embed.embedder import normalized
 from tinyhat.embed.quantize import decode
-from tinyhat.embed.store import ids_path, manifest_path, read_store
+from tinyhat.embed.store import ids_path, manifest_path, read_ids, read_manifest, read_store
 from tinyhat.errors import UserError, missing_extra
-from tinyhat.run import read_json
 from tinyhat.types import FloatArray, IntArray
 
 BLOCK = 8192  # rows at a time: 8,192 x 768 float32 is 25 MB
@@ -135,8 +133,7 @@ def open_rows(path: Path) -> Rows:
         UserError: as `read_store`; an index that does not fit its manifest.
     """
     if path.suffix.lower() == ".faiss" and path.exists() and manifest_path(path).exists() and ids_path(path).exists():
-        with ids_path(path).open(encoding="utf-8") as stream:
-            return Faiss(path, [json.loads(line) for line in stream], read_json(manifest_path(path)))
+        return Faiss(path, read_ids(path), read_manifest(path))
     store = read_store(path)
     return (Bits if store.manifest["dtype"] == "binary" else Scanned)(*store)
 

@@ -38,8 +38,16 @@ class Parts:
         """Return the ids of `part`, one JSON value a row."""
         return self.folder / f"part-{part:06d}.ids.jsonl"
 
+    def place_of(self, out: Path) -> str:
+        """Return where a store lies, seen from this folder: the same when both are moved."""
+        return os.path.relpath(out.resolve(), self.folder.resolve())
+
+    def outputs(self) -> set[str]:
+        """Return the places of the stores that these parts are for; none where nothing has begun."""
+        return set(read_json(self.facts).get("outputs", ())) if self.facts.exists() else set()
+
     def begin(self, facts: dict[str, Any]) -> None:
-        """Start a new folder."""
+        """Start a new folder, or go on with one."""
         self.folder.mkdir(parents=True, exist_ok=True)
         write_json(self.facts, facts)
 
@@ -62,13 +70,13 @@ class Parts:
             found.add(part)
         return found
 
-    def write(self, part: int, ids: Sequence[Any], vectors: FloatArray) -> None:
-        """Write a part: ids first, because the vectors say that it is complete."""
-        assert len(ids) == len(vectors)
+    def write(self, part: int, ids: Sequence[Any], blocks: Sequence[FloatArray]) -> None:
+        """Write a part, its rows in blocks of [n, D]: ids first, because the vectors say that it is complete."""
+        assert len(ids) == sum(map(len, blocks))
         with disk_errors(self.ids(part)), atomic_path(self.ids(part)) as temporary:
             temporary.write_text("".join(json.dumps(i, ensure_ascii=False) + "\n" for i in ids), encoding="utf-8")
         with disk_errors(self.vectors(part)), atomic_path(self.vectors(part)) as temporary:
-            write_npy(temporary, vectors.shape, vectors.dtype, iter([vectors]))
+            write_npy(temporary, (len(ids), blocks[0].shape[1]), blocks[0].dtype, iter(blocks))
 
     def read(self, part: int) -> FloatArray:
         """Return the vectors of a part, float32 [n, D], in memory: a map would count as ours while pages are kept."""
@@ -99,7 +107,8 @@ class Parts:
 
 def check_facts(path: Path, wanted: dict[str, Any]) -> None:
     """Raise a UserError where the facts (or the manifest) at `path` differ from those `wanted`."""
-    found = read_json(path)
+    read = read_json(path)
+    found = read if isinstance(read, dict) else {}
     other = next((k for k, v in json.loads(json.dumps(wanted)).items() if found.get(k) != v), None)
     if other is not None:
         raise UserError(
@@ -127,6 +136,12 @@ def write_rows(stream: BinaryIO, blocks: Iterator[npt.NDArray[Any]]) -> None:
     """Write the bytes of blocks; numpy's own ``tofile`` would not say why it stopped on a full disk."""
     for block in blocks:
         stream.write(np.ascontiguousarray(block).data)
+
+
+def reserve(stream: BinaryIO, size: int) -> None:
+    """Make sure of the first `size` bytes of a file, where the system can: a full disk is said now, and in words."""
+    if hasattr(os, "posix_fallocate"):
+        os.posix_fallocate(stream.fileno(), 0, size)
 
 
 def clean(folder: Path, name: str = "") -> None:

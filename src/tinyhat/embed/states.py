@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tinyhat.embed.choice import Layers
-from tinyhat.encoder.forward import forward_pack, length_groups, rectangle, to_device
+from tinyhat.encoder.forward import forward_pack, length_groups, packed_inputs, rectangle
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.long import sparse_blocks
 from tinyhat.head.output import output_layer
@@ -28,13 +28,7 @@ def layer_states(encoder: Encoder, pack: Pack, device: torch.device, every: bool
     """
     body = encoder.model.base_model
     if encoder.packed:
-        out = body(
-            input_ids=to_device(pack.input_ids, device)[None],
-            position_ids=to_device(pack.position_ids, device)[None],
-            cu_seqlens=to_device(pack.cu_seqlens, device),
-            max_seqlen=pack.max_seqlen,
-            output_hidden_states=every,
-        )
+        out = body(**packed_inputs(encoder, pack, device), output_hidden_states=every)
         return [h[0] for h in (out.hidden_states if every else (out.last_hidden_state,))]
     lengths = np.diff(pack.cu_seqlens).astype(np.int64)
     order = np.argsort(-lengths, kind="stable")
@@ -43,7 +37,8 @@ def layer_states(encoder: Encoder, pack: Pack, device: torch.device, every: bool
         inputs = rectangle(encoder, pack, order[group], lengths, device)
         out = body(**inputs, output_hidden_states=every)
         real = inputs["attention_mask"].bool()
-        parts.append([h[real] for h in (out.hidden_states if every else (out.last_hidden_state,))])
+        found = out.hidden_states if every else (out.last_hidden_state,)
+        parts.append([h[:, : real.shape[1]][real] for h in found])  # BigBird's are filled up to whole blocks
     cu = pack.cu_seqlens
     rows = np.concatenate([np.arange(cu[s], cu[s + 1]) for s in order])
     back = torch.from_numpy(np.argsort(rows)).to(device)

@@ -15,6 +15,12 @@ from tinyhat.run import read_json
 FORMATS = (".npy", ".h5", ".parquet", ".safetensors", ".faiss")
 
 
+_NEEDED = {
+    "rows", "columns", "width", "dtype", "shards",
+    "model", "model_sha256", "layers", "pooling", "max_tokens", "long", "normalize", "plan",
+}  # fmt: skip
+
+
 class Store(NamedTuple):
     """A finished store.
 
@@ -54,13 +60,7 @@ def read_store(path: str | Path) -> Store:
         UserError: nothing there, no manifest or ids beside it, or files that do not fit the manifest.
     """
     out = Path(path)
-    if not manifest_path(out).exists():
-        raise UserError(_missing(out))
-    manifest = read_json(manifest_path(out))
-    if not ids_path(out).exists():
-        raise UserError(f"{ids_path(out)} is missing: without it nobody knows whose the rows are; embed again")
-    with ids_path(out).open(encoding="utf-8") as stream:
-        ids = [json.loads(line) for line in stream]
+    manifest, ids = read_manifest(out), read_ids(out)
     files = [out.with_name(shard["file"]) for shard in manifest["shards"]]
     for file in files:
         if not file.exists():
@@ -75,6 +75,38 @@ def read_store(path: str | Path) -> Store:
     return Store(ids, vectors, manifest)
 
 
+def read_manifest(out: Path) -> dict[str, Any]:
+    """Return the manifest of store `out`.
+
+    Raises:
+        UserError: no store there, or a manifest that lacks what `embed` writes.
+    """
+    path = manifest_path(out)
+    if not path.exists():
+        raise UserError(_missing(out))
+    manifest = read_json(path)
+    lacking = sorted(_NEEDED - set(manifest)) if isinstance(manifest, dict) else ["everything"]
+    if lacking:
+        raise UserError(f"{path} lacks {lacking[0]}: it was edited, or 'tinyhat embed' did not write it; embed again")
+    return manifest
+
+
+def read_ids(out: Path) -> list[Any]:
+    """Return the ids of store `out`, row by row.
+
+    Raises:
+        UserError: they are missing or damaged.
+    """
+    path = ids_path(out)
+    if not path.exists():
+        raise UserError(f"{path} is missing: without it nobody knows whose the rows are; embed again")
+    try:
+        with path.open(encoding="utf-8") as stream:
+            return [json.loads(line) for line in stream]
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is damaged or cut off ({error}): copy it again or embed again") from None
+
+
 def read_vectors(file: Path) -> npt.NDArray[Any]:
     """Return the vectors of one file by its format, [n, D]; .npy as a read-only memory map.
 
@@ -82,7 +114,7 @@ def read_vectors(file: Path) -> npt.NDArray[Any]:
         UserError: a format that tinyhat does not write, a damaged file, or the package that reads it is missing.
     """
     try:
-        return _READERS[file.suffix](file)
+        return _READERS[file.suffix.lower()](file)
     except KeyError:
         raise UserError(f"{file} has no format of embeddings: there are {', '.join(FORMATS)}") from None
     except (ValueError, OSError, RuntimeError) as error:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import islice
@@ -14,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from tinyhat.embed.index import write_index
-from tinyhat.embed.parts import write_npy, write_rows
+from tinyhat.embed.parts import reserve, write_npy, write_rows
 from tinyhat.embed.quantize import StoreType
 from tinyhat.errors import UserError, missing_extra
 
@@ -126,8 +125,7 @@ def _reserve(path: Path, content: Content) -> None:
     names = sum(len(_text(i).encode()) + 64 for i in content.ids())
     most = int(1.01 * content.rows * content.columns * content.dtype.itemsize) + 2 * names + (1 << 20)
     with path.open("wb") as stream:
-        if hasattr(os, "posix_fallocate"):
-            os.posix_fallocate(stream.fileno(), 0, most)
+        reserve(stream, most)
     path.unlink()
 
 

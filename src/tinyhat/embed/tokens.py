@@ -13,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 from tokenizers import Tokenizer
 
+from tinyhat.data.reading import Reading
 from tinyhat.errors import UserError
 from tinyhat.types import IntArray, Pack
 
@@ -83,7 +84,7 @@ class WindowReader:
     """Turns texts into windows.
 
     Args:
-        tokenizer: a Rust tokenizer; its own truncation and padding are taken off a copy.
+        tokenizer: a Rust tokenizer without truncation and padding (`backend_tokenizer`).
         max_tokens: most tokens of a window, special tokens included.
         long: what becomes of longer documents: windows, or their head alone.
 
@@ -92,10 +93,8 @@ class WindowReader:
     """
 
     def __init__(self, tokenizer: Tokenizer, max_tokens: int, long: Long = "windows") -> None:
-        self.tokenizer = Tokenizer.from_str(tokenizer.to_str())
-        self.tokenizer.no_truncation()
-        self.tokenizer.no_padding()
-        self.begin, self.end = _frame(self.tokenizer)
+        self.tokenizer = tokenizer
+        self.begin, self.end = _frame(tokenizer)
         self.room, self.long = max_tokens - len(self.begin) - len(self.end), long
         if self.room < 1:
             raise UserError(f"--max-tokens {max_tokens} leaves no room beside the special tokens")
@@ -145,6 +144,19 @@ class WindowReader:
             if words
             else None,
         )
+
+
+def as_windows(reading: Reading) -> Windows:
+    """Return what a run reads of N documents as windows without slots, for vectors that pool no tokens."""
+    return Windows(
+        input_ids=reading.input_ids,
+        slots=np.zeros_like(reading.input_ids),
+        cu_windows=reading.indptr,
+        cu_documents=np.concatenate([[0], np.cumsum(reading.window_counts)]),
+        sizes=reading.lengths,
+        tokens_total=reading.tokens_total,
+        tokens_read=reading.tokens_read,
+    )
 
 
 def _words(encoding: object, length: int) -> npt.NDArray[np.int32]:

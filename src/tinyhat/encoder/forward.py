@@ -36,16 +36,20 @@ def forward_pack(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Te
 
 
 def _packed(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
+    return encoder.model(**packed_inputs(encoder, pack, device), gather=True).logits
+
+
+def packed_inputs(encoder: Encoder, pack: Pack, device: torch.device) -> dict[str, Any]:
+    """Return a pack as the keywords of a packed forward, all of [1, T]; arguments as for `forward_pack`."""
     inputs: dict[str, Any] = {
         "input_ids": to_device(pack.input_ids, device)[None],
         "position_ids": to_device(pack.position_ids, device)[None],
         "cu_seqlens": to_device(pack.cu_seqlens, device),
         "max_seqlen": pack.max_seqlen,
-        "gather": True,
     }
     if pack.token_type_ids is not None and encoder.takes_token_types:
         inputs["token_type_ids"] = to_device(pack.token_type_ids, device)[None]
-    return encoder.model(**inputs).logits
+    return inputs
 
 
 def _padded(encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:

@@ -10,6 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from tinyhat.encoder.forward import packed_inputs, rectangle
 from tinyhat.encoder.load import Encoder, load_masked_lm_model
 from tinyhat.types import NOT_ASKED, IntArray, Pack
 
@@ -20,19 +21,13 @@ def plain_batches(encoder: Encoder, pack: Pack, device: torch.device) -> Iterato
     One batch of one row where the encoder runs packed, otherwise one batch for each length.
     """
     if encoder.packed:
-        inputs: dict[str, Any] = {
-            "input_ids": torch.from_numpy(pack.input_ids).to(device)[None],
-            "position_ids": torch.from_numpy(pack.position_ids).to(device)[None],
-            "cu_seqlens": torch.from_numpy(pack.cu_seqlens).to(device),
-            "max_seqlen": pack.max_seqlen,
-        }
-        yield inputs, np.arange(pack.tokens)[None]
+        yield packed_inputs(encoder, pack, device), np.arange(pack.tokens)[None]
         return
-    lengths = np.diff(pack.cu_seqlens)
+    lengths = np.diff(pack.cu_seqlens).astype(np.int64)
     for length in np.unique(lengths):
-        where = pack.cu_seqlens[:-1][lengths == length].astype(np.int64)[:, None] + np.arange(length)
-        ids = torch.from_numpy(pack.input_ids[where]).to(device)
-        yield {"input_ids": ids, "attention_mask": torch.ones_like(ids)}, where
+        sequences = np.flatnonzero(lengths == length)
+        where = pack.cu_seqlens[sequences].astype(np.int64)[:, None] + np.arange(length)
+        yield rectangle(encoder, pack, sequences, lengths, device), where
 
 
 def hidden_states(encoder: Encoder, pack: Pack, device: torch.device) -> list[torch.Tensor]:
@@ -51,7 +46,7 @@ def hidden_states(encoder: Encoder, pack: Pack, device: torch.device) -> list[to
         for i, state in enumerate(states):
             if len(out) <= i:
                 out.append(torch.zeros(pack.tokens, state.shape[-1], device=device))
-            out[i][rows] = state.float().flatten(0, 1)
+            out[i][rows] = state[:, : where.shape[1]].float().flatten(0, 1)  # BigBird fills its last block up
     return out
 
 

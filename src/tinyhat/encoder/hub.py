@@ -14,6 +14,7 @@ from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 from tinyhat.errors import UserError, did_you_mean
 
 SECONDS = 5.0  # a hub that takes longer to open a connection is as good as none
+FILES = ("*.json", "*.safetensors", "*.txt", "*.model")  # of a checkpoint: no other library's weights
 PROXIES = ("HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy")
 
 
@@ -34,6 +35,22 @@ def hub_source(name: str) -> str | Path:
             f"encoder.model = {name!r} is not on this machine and the Hugging Face hub cannot be reached: "
             f"check the network or give a folder, or minilm{did_you_mean(name, ['minilm', 'linear'])}"
         ) from None
+
+
+def hub_folder(name: str) -> Path:
+    """Return the folder in which a model of the hub lies on this machine, downloaded now if need be.
+
+    Raises:
+        UserError: as `hub_source`; the hub has no such model.
+    """
+    source = hub_source(name)
+    if isinstance(source, Path):
+        return source
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(FILES)))
+    except (HFValidationError, OSError) as error:
+        reason = str(error).strip().splitlines()[0]
+        raise UserError(f"encoder.model = {name!r} cannot be downloaded: {reason}") from None
 
 
 @lru_cache(maxsize=1)

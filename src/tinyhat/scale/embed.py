@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -12,12 +12,13 @@ from typing import Any
 from tinyhat.config import DataConfig
 from tinyhat.embed.embedder import Embedder, load_embedder
 from tinyhat.embed.parts import Parts
-from tinyhat.embed.write import PART, documents, embed_file, write_part
+from tinyhat.embed.write import Progress, embed_file, part_documents, write_part
 from tinyhat.errors import UserError
 from tinyhat.predict import text_columns
 from tinyhat.run import atomic_path
 from tinyhat.scale.engine import Engine, Work, run_shards
 from tinyhat.train.ranks import is_first, leave, shared, wait, world_size
+from tinyhat.types import Document
 
 Say = Callable[[str], None]
 Make = Callable[[], Work]
@@ -99,15 +100,22 @@ def embed_sharded(
     called = []
 
     def compute(
-        embedder: Embedder, parts: Parts, todo: set[int], source: str, data: DataConfig, facts: dict[str, Any], say: Say
+        embedder: Embedder,
+        parts: Parts,
+        todo: Mapping[int, int],
+        source: str,
+        data: DataConfig,
+        facts: dict[str, Any],
+        say: Say,
     ) -> None:
         called.append(True)
         folder = Parts(parts.folder.resolve())
-        _cut(folder, todo, source, data)
+        _cut(folder, todo, part_documents(source, data, facts["words"] is not None))
         elsewhere = partial(_worker, _name(model), _settings(embedder), facts["model_sha256"], folder, facts["words"])
         _together(elsewhere, sorted(todo))
         here = partial(_work, embedder, folder, facts["words"])
-        run_shards(elsewhere if engine == "ray" else lambda: here, sorted(todo), engine, workers)
+        make = elsewhere if engine == "ray" else lambda: here
+        run_shards(make, sorted(todo), engine, workers, Progress(len(todo), say, "parts"))
         wait()
 
     manifest = embed_file(model, source, to, data, say=say, compute=compute, **settings)
@@ -139,7 +147,7 @@ def _settings(embedder: Embedder) -> dict[str, Any]:
         "layers": embedder.layers,
         "pooling": embedder.pooling,
         "max_tokens": embedder.max_tokens,
-        "long": embedder.reader.long,
+        "long": embedder.long,
         "normalize": embedder.normalize,
         "exact": embedder.exact,
         "plan": embedder.plan.name,
@@ -162,7 +170,7 @@ def _work(embedder: Embedder, parts: Parts, words: str | None, part: int) -> Non
         return
     with _input(parts, part).open(encoding="utf-8") as stream:
         ids, texts = zip(*map(json.loads, stream), strict=True)
-    write_part(embedder, parts, part, ids, embedder.reader.read(texts, words is not None), words)
+    write_part(embedder, parts, part, ids, embedder.read(texts, words is not None), words)
 
 
 def _input(parts: Parts, part: int) -> Path:
@@ -170,10 +178,8 @@ def _input(parts: Parts, part: int) -> Path:
     return parts.folder / f"part-{part:06d}.in.jsonl"
 
 
-def _cut(parts: Parts, todo: set[int], source: str, data: DataConfig) -> None:
-    rows = documents(source, data)
-    for part in range(max(todo, default=-1) + 1):
-        chunk = list(islice(rows, PART))
+def _cut(parts: Parts, todo: Mapping[int, int], documents: Iterator[list[Document]]) -> None:
+    for part, chunk in enumerate(islice(documents, max(todo, default=-1) + 1)):
         if part in todo:
             with atomic_path(_input(parts, part)) as temporary, temporary.open("w", encoding="utf-8") as stream:
                 stream.writelines(json.dumps([d.id, d.text], ensure_ascii=False) + "\n" for d in chunk)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from tinyhat.data.read import BadRow, read_documents
+from tinyhat.embed.write import Progress
 from tinyhat.errors import UserError
 from tinyhat.predict import load, text_columns
 from tinyhat.run import atomic_path, file_sha256, read_json, remove, write_json
@@ -18,7 +19,7 @@ from tinyhat.scale.engine import Engine, Work, run_shards
 from tinyhat.train.ranks import is_first, leave, wait
 from tinyhat.types import Document
 
-SHARD = 1024  # good documents a shard: the predictor's own look-ahead, so that packs are those of a single process
+SHARD = 1024  # good documents a shard: the look-ahead of a predictor that reads no windows, so that packs are the same
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def predict_sharded(
     top_k: int | None = None,
     plan: str | None = None,
     columns: Mapping[str, Any] | None = None,
+    say: Callable[[str], None] = lambda _: None,
 ) -> tuple[int, int]:
     """Predict a corpus by several workers into `out`, one JSON line a document in input order.
 
@@ -65,6 +67,7 @@ def predict_sharded(
         top_k: scores of the k best labels instead of the decided ones.
         plan: numeric plan; None is the one the thresholds were tuned in.
         columns: text, pair, id column names where they cannot be detected.
+        say: where progress goes.
 
     Returns:
         The number of bad rows and of all rows, on rank 0; (0, 0) elsewhere.
@@ -78,7 +81,8 @@ def predict_sharded(
     wait()
     facts = read_json(shards.facts)
     numbers = list(range(facts["shards"]))  # the same on all ranks; what is done already is passed over
-    run_shards(partial(_worker, run.resolve(), shards, top_k, plan), numbers, engine, workers)
+    progress = Progress(len(numbers), say, "shards") if is_first() else None
+    run_shards(partial(_worker, run.resolve(), shards, top_k, plan), numbers, engine, workers, progress)
     wait()
     leave()
     if not is_first():
@@ -110,7 +114,7 @@ def _cut(shards: Shards, run: Path, source: str, settings: dict[str, Any]) -> No
     wanted["decision_sha256"] = file_sha256(model / "decision.json")  # which names the weights by their hash
     if shards.facts.exists():
         found = read_json(shards.facts)
-        other = [key for key, value in wanted.items() if found.get(key) != value]
+        other = [key for key, value in json.loads(json.dumps(wanted)).items() if found.get(key) != value]
         if other:
             raise UserError(
                 f"{shards.folder} holds an unfinished prediction with another {other[0]}: run that command again, or "

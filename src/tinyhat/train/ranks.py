@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import os
+from datetime import timedelta
 from typing import Any
+
+PATIENCE = timedelta(days=7)
+"""How long ranks wait for the first, which reads and hashes for hours alone; torchrun ends them when one has died."""
 
 
 def world_size() -> int:
@@ -47,4 +51,4 @@ def _state() -> Any:
     import torch
     from accelerate import PartialState
 
-    return PartialState(cpu=not torch.cuda.is_available())
+    return PartialState(cpu=not torch.cuda.is_available(), timeout=PATIENCE)
