@@ -19,7 +19,9 @@ from tinyhat.head.learned_vote import attach_vote, learned_logits, vote_of, with
 from tinyhat.head.output import compute_in_fp32, low_while_training, output_layer
 from tinyhat.predict import PACK_TOKENS, load
 from tinyhat.run import Run
+from tinyhat.train import update as updates
 from tinyhat.train.classifier import prepare, train_classifier
+from tinyhat.train.loop import Trainer
 from tinyhat.train.precision import (
     ALIASES,
     MINIMUM,
@@ -221,6 +223,35 @@ def test_the_logits_of_a_model_with_a_learned_vote_are_its_output_layers(vote, l
             step()
 
 
+def test_a_head_that_computes_otherwise_stops_the_run(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyhat.train.update.low_while_training", lambda model, low: None)
+    with pytest.raises(UserError, match="in the first step: the head's output is float32, not bfloat16"):
+        fit(corpus, tmp_path / "run", "amp_bf16")
+
+
+def test_weights_that_were_cast_after_building_stop_the_run(corpus, tmp_path, monkeypatch):
+    kept = Trainer.train_step
+
+    def cast(self):
+        self.bare.model.classifier.out_proj.bfloat16()
+        return kept(self)
+
+    monkeypatch.setattr(Trainer, "train_step", cast)
+    with pytest.raises(UserError, match=r"in the first step: classifier.out_proj.weight is bfloat16, not float32"):
+        fit(corpus, tmp_path / "run", "amp_bf16")
+
+
+def test_moments_in_another_dtype_stop_the_run(corpus, tmp_path, monkeypatch):
+    build = updates.build_optimizer
+
+    def other(model, config, width, plan, originals):
+        return build(model, config, width, replace(plan, states="bf16", rounding="Kahan"), originals)
+
+    monkeypatch.setattr(updates, "build_optimizer", other)
+    with pytest.raises(UserError, match=r"after the first step: exp_avg of .* is torch.bfloat16"):
+        fit(corpus, tmp_path / "run", "bf16_fp32_states")
+
+
 def after_a_step(plan):
     model = tiny_model("bert")
     update = Update(model, TrainConfig(), plan, 32)
@@ -292,8 +323,6 @@ def test_low_plans_resume_to_the_same_bits(corpus, tmp_path, name):
         if self.progress.step == 5:
             raise StopError
         return kept(self, *_)
-
-    from tinyhat.train.loop import Trainer
 
     kept = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:
