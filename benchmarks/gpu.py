@@ -24,11 +24,10 @@ import numpy as np
 import torch
 from gpu_arms import FIRST, Job, hf_trainer, tinyhat, toy
 from gpu_checks import run_checks
-from results import record
+from results import one_sentence, record
 
 from tinyhat.data.reading import Reading
 from tinyhat.data.tokens import load_tokens
-from tinyhat.errors import UserError
 from tinyhat.train.precision import TRAIN_PLANS, choose_train_plan, missing_need
 from tinyhat.types import Targets
 
@@ -50,11 +49,9 @@ def main() -> None:
     options = parser.parse_args()
     begin = time.perf_counter()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    faults = run_checks(device)
-    try:
+    with one_sentence("gpu"):
         job = _job(options, device)
-    except UserError as error:
-        sys.exit(f"benchmarks/gpu.py: {error}")
+    faults = run_checks(device)
     rows = _measure(options, job, device, begin)
     table = _table(rows, job, device, options.tokens, faults)
     if options.json:

@@ -184,6 +184,7 @@ def hf_trainer(job: Job, device: torch.device, folder: Path) -> dict[str, Any]:
         data_collator=DataCollatorWithPadding(made.tokenizer),
         callbacks=[timed],
     )  # fmt: skip
+    trainer.model_accepts_loss_kwargs = False  # or it leaves the division by accumulated micro-batches to our mean
     trainer.remove_callback(PrinterCallback)  # stdout is the table's
     trainer.targets, trainer.lengths, trainer.seen = job.targets, reading.lengths, []
     _reset(device)

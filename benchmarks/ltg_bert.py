@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 import numpy as np
 import torch
-from results import record
+from results import one_sentence, record
 
 from tinyhat.config import build_config
 from tinyhat.data.packing import cut_packs
@@ -62,7 +62,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args()
-    result = run(options)
+    with one_sentence("ltg_bert"):
+        result = run(options)
     if options.record:
         record("ltg_bert", table(result))
     print(json.dumps(result) if options.json else table(result))

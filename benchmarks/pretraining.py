@@ -16,7 +16,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-from results import record
+from results import one_sentence, record
 
 import tinyhat
 
@@ -47,7 +47,8 @@ def main() -> None:
     parser.add_argument("--seeds", type=int, default=1, help="fine-tunings of each arm")
     parser.add_argument("--record", action="store_true", help="write the table into benchmarks/RESULTS.md")
     arguments = parser.parse_args()
-    table = "\n".join([*pretraining(arguments), "", *fine_tuning(arguments)])
+    with one_sentence("pretraining"):
+        table = "\n".join([*pretraining(arguments), "", *fine_tuning(arguments)])
     print(table)
     if arguments.record:
         record("pretraining", table)

@@ -4,14 +4,28 @@ from __future__ import annotations
 
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from datetime import date
 from pathlib import Path
 
 import torch
 import transformers
 
+from tinyhat.errors import UserError
+
 FILE = Path(__file__).parent / "RESULTS.md"
 HEAD = "# Results\n\nEach section is written by the benchmark it names when run with `--record`.\n"
+
+
+@contextmanager
+def one_sentence(name: str) -> Iterator[None]:
+    """End the script called `name` with exit code 2 and one sentence where the user made a mistake."""
+    try:
+        yield
+    except UserError as error:
+        print(f"benchmarks/{name}.py: {error}", file=sys.stderr)
+        sys.exit(2)
 
 
 def record(name: str, table: str) -> None:

@@ -8,17 +8,16 @@
 from __future__ import annotations
 
 import argparse
-import sys
 from pathlib import Path
 
 import numpy as np
+from results import one_sentence
 
 from tinyhat.config import DataConfig, ReadingConfig
 from tinyhat.data.read import read_dataset
 from tinyhat.data.reading import Reader
 from tinyhat.data.tokens import save_tokens, tokenizer_hash
 from tinyhat.encoder.load import load_tokenizer
-from tinyhat.errors import UserError
 
 
 def main() -> None:
@@ -31,7 +30,7 @@ def main() -> None:
     parser.add_argument("--train", type=int, default=12000, help="documents of the train split")
     parser.add_argument("--dev", type=int, default=1000, help="documents of the dev split")
     options = parser.parse_args()
-    try:
+    with one_sentence("tokens"):
         dataset = read_dataset(DataConfig(path="eurlex57k", source=options.source), 0)
         tokenizer = load_tokenizer(options.model)
         reader = Reader(tokenizer, ReadingConfig(max_tokens=options.max_tokens))
@@ -42,9 +41,6 @@ def main() -> None:
             sample = split.take(rows)
             splits[name] = (reader.read(sample.texts), sample.targets)
         save_tokens(options.out, splits, tokenizer_hash(tokenizer))
-    except UserError as error:
-        print(f"benchmarks/tokens.py: {error}", file=sys.stderr)
-        sys.exit(2)
     for name, (reading, _) in splits.items():
         print(f"{name}: {len(reading):,} documents, mean {reading.lengths.mean():.0f} tokens")
     print(f"{options.out}: {options.out.stat().st_size / 1e6:.1f} MB")

@@ -15,7 +15,6 @@ import argparse
 import json
 import multiprocessing
 import statistics
-import sys
 import tempfile
 import time
 from multiprocessing.connection import Connection
@@ -25,13 +24,12 @@ from typing import Any
 import numpy as np
 import torch
 from arms import ARMS, Job, run_arm
-from results import record
+from results import one_sentence, record
 
 from tinyhat.config import build_config
 from tinyhat.data.read import read_dataset
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import load_tokenizer
-from tinyhat.errors import UserError
 
 WARMUP = 2  # steps left out of the rates: thread pools, allocator, oneDNN's choice of kernels
 
@@ -50,10 +48,8 @@ def main() -> None:
     parser.add_argument("--json", action="store_true")
     parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md, the plot beside it")
     options = parser.parse_args()
-    try:
+    with one_sentence("train"):
         result = run(options)
-    except UserError as error:
-        sys.exit(f"benchmarks/train.py: {error}")
     if options.out:
         options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "train.json").write_text(json.dumps(result, indent=2))

@@ -2,9 +2,9 @@
 
     python examples/ltg_bert.py [MASKED_LM]
 
-MASKED_LM is a folder that ``tinyhat pretrain`` (or `published.convert`) wrote, with its tokenizer; without it a small
-model with random weights and MiniLM's tokenizer stand in. Only the import of the classes is tinyhat's: it makes them
-known to the Auto classes.
+MASKED_LM is a run of ``tinyhat pretrain``, or a folder that `published.convert` wrote, with its tokenizer; without it
+a small model with random weights and MiniLM's tokenizer stand in. Only the import of the classes is tinyhat's: it makes
+them known to the Auto classes.
 """
 
 from __future__ import annotations
@@ -68,6 +68,11 @@ def build(folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
+def masked_lm_of(path: Path) -> Path:
+    """The model's folder, of a run or given itself."""
+    return path / "model" if (path / "model" / "config.json").is_file() else path
+
+
 def transfer(folder: Path) -> tuple[torch.nn.Module, PreTrainedTokenizerFast]:
     """The masked LM's encoder under a new head of three classes."""
     model, report = AutoModelForSequenceClassification.from_pretrained(
@@ -100,7 +105,7 @@ def fine_tune(model: torch.nn.Module, tokenizer: PreTrainedTokenizerFast, folder
 def main() -> None:
     torch.manual_seed(0)
     with tempfile.TemporaryDirectory() as name:
-        folder = Path(sys.argv[1]) if len(sys.argv) > 1 else Path(name) / "masked_lm"
+        folder = masked_lm_of(Path(sys.argv[1])) if len(sys.argv) > 1 else Path(name) / "masked_lm"
         if len(sys.argv) == 1:
             build(folder)
         model, tokenizer = transfer(folder)

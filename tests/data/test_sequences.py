@@ -114,6 +114,15 @@ def test_held_out_text_is_not_trained_on(sizes, share, seed):
         assert validation
 
 
+@pytest.mark.parametrize("end", ["\n", "\n\n", " \n"])
+def test_the_end_of_one_long_line_can_be_held_out(end):
+    text = "one two three " * 300 + end
+    train, validation = hold_out([text], 0.1, 0)
+    assert train[0] + validation[0] == text
+    assert 0.05 * len(text) < len(validation[0]) <= 0.1 * len(text)
+    assert validation[0].startswith(("one ", "two ", "three "))
+
+
 def test_encoding_is_kept_and_a_damaged_cache_is_read_again(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYHAT_CACHE", str(tmp_path))
     tokenizer = Tokenizer(models.WordLevel({"[UNK]": 0, "a": 1, "b": 2}, unk_token="[UNK]"))

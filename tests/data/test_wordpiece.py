@@ -58,6 +58,8 @@ def test_babylm_reads_any_byte_and_keeps_spaces():
     assert not starts[tokenizer.token_to_id("s")]
     assert starts[tokenizer.token_to_id(",")]
     assert starts[tokenizer.token_to_id("7")]
+    assert starts[tokenizer.token_to_id("Ċ")]  # the end of a line goes with the word behind it, as a space does
+    assert starts[tokenizer.token_to_id("ĉ")]
     assert not any(token.startswith("##") for token in tokenizer.get_vocab())
 
 

@@ -32,8 +32,12 @@ def runs(folder):
     return [json.loads(line) for line in (folder / "runs.jsonl").read_text().splitlines()]
 
 
+def steps_of(folder, run):
+    return [json.loads(line) for line in (folder / "steps" / f"{run['key']}.jsonl").read_text().splitlines()]
+
+
 def test_classification_both_layouts_resumable(tmp_path):
-    save_tiny(tmp_path / "model", "roberta")
+    save_tiny(tmp_path / "model", "roberta", hidden_dropout_prob=0.0)
     write_tokens(tmp_path / "tokens.xz", tokenizer_hash(load_tokenizer(str(tmp_path / "model"))))
     flags = [
         "--model", tmp_path / "model", "--tokens", tmp_path / "tokens.xz", "--max_tokens", 40, "--max_steps", 12,
@@ -57,12 +61,16 @@ def test_classification_both_layouts_resumable(tmp_path):
         assert record["mfu"] is None or 0 < record["mfu"] <= 1
         for key in ("micro_f1", "macro_f1", "precision_at_1", "precision_at_3", "precision_at_5", "tuned_micro_f1"):
             assert 0 <= record["metrics"][key] <= 1
-    # the same batches, packed or padded: the same losses but for dropout's draws
+    # without dropout the same batches cost the same, packed or padded
+    packed, padded = (
+        [step["loss"] for step in steps_of(tmp_path / "out", found["fp32", layout]) if "loss" in step]
+        for layout in ("packed", "padded")
+    )
+    np.testing.assert_allclose(packed, padded, rtol=1e-4)
     assert found["fp32", "packed"]["metrics"]["largest_gap_to_fp32"] < 1e-4
     assert found["bf16_master", "packed"]["metrics"]["largest_gap_to_fp32"] > 1e-4
     assert found["bf16_master", "packed"]["unchanged_share"] > found["fp32", "packed"]["unchanged_share"]
-    path = tmp_path / "out" / "steps" / f"{found['fp32', 'packed']['key']}.jsonl"
-    steps = [json.loads(line) for line in path.read_text().splitlines()]
+    steps = steps_of(tmp_path / "out", found["fp32", "packed"])
     assert [s["step"] for s in steps if "loss" in s] == list(range(1, 13))
     assert [s["step"] for s in steps if "evaluation" in s] == [8]
 

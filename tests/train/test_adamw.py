@@ -132,6 +132,25 @@ def test_kahan_sums_small_moves(seed):
     assert float((weight.double() + compensation.double() - exact).abs().max()) < 2e-3  # without it all is lost: 0.015
 
 
+@pytest.mark.parametrize("changes", [{"master": "fp32"}, {"rounding": "Kahan"}, {"rounding": "stochastic"}])
+def test_a_layer_that_joins_later_changes_nothing_of_the_others(changes):
+    def train(joins):
+        """Return the optimiser and two weights, of which the first has gradients from step `joins` on."""
+        random = torch.Generator().manual_seed(0)
+        weights = [torch.nn.Parameter((0.04 * torch.randn(8, 8, generator=random)).bfloat16()) for _ in range(2)]
+        optimizer = LowAdamW([{"params": weights, "lr": RATE, "weight_decay": 0.1}], torch.float32, **changes)
+        for step in range(6):
+            for i, weight in enumerate(weights):
+                gradient = torch.randn(8, 8, generator=random).bfloat16()
+                weight.grad = gradient if i or step >= joins else None
+            optimizer.step()
+        return optimizer, *weights
+
+    together, late, early = train(4)
+    assert [together.state[w]["step"] for w in (late, early)] == [2, 6]
+    assert torch.equal(early, train(99)[2])
+
+
 def test_states_in_bf16_are_bf16():
     _, _, state = run(states=torch.bfloat16)
     assert state["exp_avg"].dtype == state["exp_avg_sq"].dtype == torch.bfloat16

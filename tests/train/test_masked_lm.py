@@ -16,7 +16,7 @@ from tinyhat.encoder.masked_lm import masked_lm_encoder, masked_lm_losses, start
 from tinyhat.encoder.precision import choose_plan
 from tinyhat.run import Run
 from tinyhat.train.loop import Trainer
-from tinyhat.train.masked_lm import MaskedLM, Validation, unigram_entropy
+from tinyhat.train.masked_lm import MaskedBatch, MaskedLM, Validation, unigram_entropy
 from tinyhat.types import NOT_ASKED
 
 V, MASK_ID = 60, 4
@@ -82,6 +82,15 @@ def test_a_pack_costs_what_stock_transformers_says_one_by_one():
         theirs = torch.autograd.grad(sum(expected), list(stock.parameters()))
         for a, b in zip(ours, theirs, strict=True):
             torch.testing.assert_close(a, b, rtol=1e-3, atol=1e-4)
+
+
+def test_a_row_that_is_twice_in_a_batch_counts_as_it_is_packed():
+    rows, cu_seqlens = np.array([3, 5, 3]), np.array([0, 4, 8, 12])
+    targets = np.full(12, NOT_ASKED)
+    targets[[0, 5, 8, 9, 10]] = 7  # one token of the first, one of the second, three of the first again
+    batch = MaskedBatch(np.arange(12), targets, cu_seqlens, rows)
+    packs = [batch.pack(part) for part in (rows[:2], rows[2:])]
+    assert batch.asked == sum(int(np.count_nonzero(p.token_targets != NOT_ASKED)) for p in packs) == 3
 
 
 def test_masks_are_those_of_the_step_however_the_batch_is_cut():

@@ -15,10 +15,13 @@ from tests.tiny.models import save_tiny, tiny_model
 from tinyhat.config import TrainConfig, build_config
 from tinyhat.encoder.precision import PLANS, choose_plan
 from tinyhat.errors import UserError
+from tinyhat.head.learned_vote import attach_vote, learned_logits, vote_of, with_vectors
 from tinyhat.head.output import compute_in_fp32, low_while_training, output_layer
 from tinyhat.predict import PACK_TOKENS, load
 from tinyhat.run import Run
+from tinyhat.train import update as updates
 from tinyhat.train.classifier import prepare, train_classifier
+from tinyhat.train.loop import Trainer
 from tinyhat.train.precision import (
     ALIASES,
     MINIMUM,
@@ -185,6 +188,70 @@ def test_a_wrong_plan_is_caught_at_every_check():
         replace(plan, master="fp32").check_states(update.optimizer, model, "after the first step")
 
 
+@pytest.mark.parametrize("family", ["modernbert", "bert", "distilbert"])
+def test_fp32_norms_compute_where_the_head_has_a_norm_too(family):
+    model = tiny_model(family)
+    plan = choose_train_plan("bf16_fp32_norms", CPU)
+    Update(model, TrainConfig(), plan, 32)
+    with plan.context(CPU):
+        loss = model(input_ids=torch.randint(5, 100, (2, 7))).logits.float().square().sum()
+    loss.backward()
+    plan.check_model(model, "in the first step")
+    norms = {n: p.dtype for n, p in model.named_parameters() if "norm" in n.lower()}
+    assert norms == {n: torch.bfloat16 if n.startswith("head.") else torch.float32 for n in norms}
+
+
+@pytest.mark.parametrize("vote", ["attention", "transformer"])
+@pytest.mark.parametrize("low", [True, False])
+def test_the_logits_of_a_model_with_a_learned_vote_are_its_output_layers(vote, low):
+    model = tiny_model("bert")
+    attach_vote(model, 3, vote, 0)
+    layer = output_layer(model, 3)
+    plan = choose_train_plan("amp_bf16", CPU)
+    Update(model, TrainConfig(), plan, 32)
+    low_while_training(model, low)
+
+    def step():
+        with plan.context(CPU), with_vectors(layer):
+            both = model(input_ids=torch.randint(5, 100, (3, 7))).logits
+        return learned_logits(vote_of(model), layer, both, torch.tensor([0, 0, 1]), 2)
+
+    if low:
+        assert step().shape == (2, 3)
+    else:
+        with pytest.raises(UserError, match="in the first step: the head's output is float32, not bfloat16"):
+            step()
+
+
+def test_a_head_that_computes_otherwise_stops_the_run(corpus, tmp_path, monkeypatch):
+    monkeypatch.setattr("tinyhat.train.update.low_while_training", lambda model, low: None)
+    with pytest.raises(UserError, match="in the first step: the head's output is float32, not bfloat16"):
+        fit(corpus, tmp_path / "run", "amp_bf16")
+
+
+def test_weights_that_were_cast_after_building_stop_the_run(corpus, tmp_path, monkeypatch):
+    kept = Trainer.train_step
+
+    def cast(self):
+        self.bare.model.classifier.out_proj.bfloat16()
+        return kept(self)
+
+    monkeypatch.setattr(Trainer, "train_step", cast)
+    with pytest.raises(UserError, match=r"in the first step: classifier.out_proj.weight is bfloat16, not float32"):
+        fit(corpus, tmp_path / "run", "amp_bf16")
+
+
+def test_moments_in_another_dtype_stop_the_run(corpus, tmp_path, monkeypatch):
+    build = updates.build_optimizer
+
+    def other(model, config, width, plan, originals):
+        return build(model, config, width, replace(plan, states="bf16", rounding="Kahan"), originals)
+
+    monkeypatch.setattr(updates, "build_optimizer", other)
+    with pytest.raises(UserError, match=r"after the first step: exp_avg of .* is torch.bfloat16"):
+        fit(corpus, tmp_path / "run", "bf16_fp32_states")
+
+
 def after_a_step(plan):
     model = tiny_model("bert")
     update = Update(model, TrainConfig(), plan, 32)
@@ -256,8 +323,6 @@ def test_low_plans_resume_to_the_same_bits(corpus, tmp_path, name):
         if self.progress.step == 5:
             raise StopError
         return kept(self, *_)
-
-    from tinyhat.train.loop import Trainer
 
     kept = Trainer.train_step
     with pytest.MonkeyPatch.context() as patch:

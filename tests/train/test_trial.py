@@ -4,19 +4,26 @@ from __future__ import annotations
 
 import itertools
 import json
+import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from tests.tiny.models import tiny_model
+from transformers import GPT2Config, GPT2LMHeadModel
 
 from tinyhat.encoder.untrained import untrained_roberta
 from tinyhat.errors import UserError
 from tinyhat.report.experiment import by_row, read_runs
+from tinyhat.train import flops
 from tinyhat.train import meter as meters
-from tinyhat.train.meter import Meter
+from tinyhat.train.flops import peak_flops, step_flops
+from tinyhat.train.loop import peak_memory_gb
+from tinyhat.train.meter import Meter, reset_peak
 from tinyhat.train.precision import choose_train_plan
 from tinyhat.train.trial import Trial, run_grid
-from tinyhat.train.watch import Watch
+from tinyhat.train.watch import Divergence, Watch
 
 CPU = torch.device("cpu")
 
@@ -124,6 +131,58 @@ def test_a_step_that_copies_the_weights_says_so():
         looked.append(watch.looked)
     assert [i for i, x in enumerate(looked) if x] == [0, 3, 7]
     assert watch.facts().get("unchanged_share") is None
+
+
+def test_a_run_has_diverged_at_three_times_the_running_median():
+    rule = Divergence()
+    assert not any(rule.diverged(loss) for loss in (1.0, 1.0, 1.0, 1.0, 50.0))  # too early to tell
+    assert not rule.diverged(3.0)
+    assert rule.diverged(3.01)
+    for _ in range(60):
+        assert not rule.diverged(2.9)
+    assert not rule.diverged(8.6)  # the median is that of the last 50
+    assert rule.diverged(8.8)
+    for loss in (math.nan, math.inf):
+        assert Divergence().diverged(loss)
+
+
+def test_flops_of_a_step_by_hand():
+    lengths = np.array([5, 9])
+    body, head = 2 * (4 * 32 * 32 + 2 * 32 * 64), 32 * 32 + 32 * 3
+    attention = 12 * 2 * 32 * (25 + 81)
+    assert step_flops(tiny_model("roberta"), lengths) == 6 * body * 14 + 6 * head * 2 + attention
+    shape = GPT2Config(vocab_size=11, n_positions=8, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    body = 8 * 24 + 8 * 8 + 2 * 8 * 32
+    # the tied output layer is a product for every token, and attention is causal
+    expected = 6 * (body + 11 * 8) * 4 + 0.5 * 12 * 8 * 16
+    assert step_flops(GPT2LMHeadModel(shape), np.array([4]), every_token_out=True) == expected
+
+
+def test_the_peak_is_that_of_the_plans_products(monkeypatch):
+    asked = []
+    monkeypatch.setattr(flops, "_measured", lambda *words: asked.append(words) or 5.0)
+    for plan in ("fp32", "tf32", "amp_bf16", "amp_fp16"):
+        assert peak_flops(choose_train_plan(plan, CPU), CPU)[0] == 5.0
+    assert asked == [
+        (torch.float32, "highest", "cpu"), (torch.float32, "high", "cpu"), (torch.bfloat16, "highest", "cpu"),
+        (torch.float32, "highest", "cpu"),
+    ]  # fmt: skip
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda *_: "NVIDIA H100 80GB HBM3")
+    plans = [choose_train_plan(plan, CPU) for plan in ("fp32", "tf32", "amp_bf16")]
+    assert [peak_flops(p, torch.device("cuda"))[0] for p in plans] == [67e12, 494.7e12, 989.4e12]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="the peak is the GPU's")
+def test_the_peak_of_one_run_is_not_the_next_ones():
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        pytest.skip("this system does not let a process start its peak anew")
+    held = torch.ones(50_000_000)  # 200 MB
+    before = peak_memory_gb()
+    del held
+    reset_peak()
+    assert peak_memory_gb() < before - 0.1
 
 
 def test_random_weights_come_from_the_seed_alone():

@@ -90,7 +90,8 @@ def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], 
         if wanted < 1 or wanted < total / 2 < len(texts[i]):  # no small rest is cut from a document
             break
         text = texts[i]
-        at = 0 if len(text) <= 1.5 * wanted else _cut(text, len(text) - int(wanted))
+        # what follows the last word is nothing to hold out
+        at = 0 if len(text) <= 1.5 * wanted else _cut(text, len(text) - int(wanted), len(text.rstrip()))
         train[i], part = text[:at], text[at:]
         validation.append(part)
         wanted -= len(part)
@@ -104,16 +105,19 @@ def text_parts(text: str) -> Iterator[str]:
     """
     begin = 0
     while len(text) - begin > 2 * PART:
-        end = _cut(text, begin + PART)
+        end = _cut(text, begin + PART, len(text))
         yield text[begin:end]
         begin = end
     yield text[begin:]
 
 
-def _cut(text: str, near: int) -> int:
-    """Return where to cut: behind the next newline or else the next space, at most PART characters on, or `near`."""
+def _cut(text: str, near: int, stop: int) -> int:
+    """Return where to cut: behind a newline or else a space from `near` on, within PART characters and before `stop`.
+
+    Where there is none, `near` itself.
+    """
     for mark in ("\n", " "):
-        found = text.find(mark, near, near + PART)
+        found = text.find(mark, near, min(near + PART, stop))
         if found >= 0:
             return found + 1
     return near

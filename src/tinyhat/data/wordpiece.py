@@ -16,6 +16,7 @@ SPECIALS = ("[UNK]", "[CLS]", "[SEP]", "[PAD]", "[MASK]", "[PAR]", "[TAB]")  # i
 PREFIX = "@@"  # of pieces that continue a word, bnc
 MARK = "▁"  # before every word while bnc is trained
 ALPHABET = 1000  # most characters bnc knows
+BYTE_LEVEL_SPACES = tuple(chr(256 + byte) for byte in b"\t\n\v\f\r ")  # how byte level writes white space: Ċ, Ġ ...
 # English clitics, as the Penn Treebank cuts them, single digits, and single marks
 BNC_PARTS = r"n['’]t\b|['’](?:s|m|d|re|ve|ll)\b|\d|\p{P}|\p{S}"
 
@@ -100,7 +101,7 @@ def word_starts(tokenizer: Tokenizer) -> BoolArray:
     """Return which entries begin a word, bool [V]; all others belong to the word before them.
 
     Where pieces carry a prefix (``@@``, ``##``) those with it continue a word. Where a word carries its space (byte
-    level: Ġ) a piece continues unless it has the space or begins with a digit or a mark.
+    level: Ġ, and Ċ for the end of a line) a piece continues unless it has white space or begins with a digit or a mark.
     """
     vocabulary = tokenizer.get_vocab()
     size = tokenizer.get_vocab_size()
@@ -110,4 +111,4 @@ def word_starts(tokenizer: Tokenizer) -> BoolArray:
     prefix = getattr(tokenizer.model, "continuing_subword_prefix", "")
     if prefix:
         return np.array([not token.startswith(prefix) for token in tokens])
-    return np.array([not token[:1].isalpha() or token.startswith("Ġ") for token in tokens])
+    return np.array([not token[:1].isalpha() or token[0] in BYTE_LEVEL_SPACES for token in tokens])

@@ -97,9 +97,10 @@ class Plan:
         body = body_parameters(model)
         for module in model.modules():
             own = [p for p in module.parameters(recurse=False) if p.is_floating_point()]
-            if own and own[0].ndim == 1 and isinstance(module, nn.LayerNorm) and self.norms not in (None, self.body):
+            inside = bool(own) and id(own[0]) in body
+            if inside and isinstance(module, nn.LayerNorm) and self.norms not in (None, self.body):
                 module.forward = MethodType(_norm_forward, module)  # type: ignore[method-assign]
-            elif own and id(own[0]) not in body and not getattr(module, "follows_weight", False):
+            elif own and not inside and not getattr(module, "follows_weight", False):
                 module.follows_weight = True  # type: ignore[assignment]
                 module.register_forward_pre_hook(_follow_weight)
 

@@ -52,6 +52,16 @@ def head_modules(model: nn.Module) -> list[nn.Module]:
     return [m for m in model.modules() if isinstance(m, nn.Linear | nn.LayerNorm) and id(m) not in body]
 
 
+def last_linear(model: nn.Module) -> nn.Linear | None:
+    """Return the linear layer that makes the logits, whatever its width; None where the head does not end in one.
+
+    The layers of a learned vote, which are attached behind it, are left out.
+    """
+    votes = {id(m) for name, m in model.named_modules() if VOTE in name}
+    found = [m for m in head_modules(model) if isinstance(m, nn.Linear) and id(m) not in votes]
+    return found[-1] if found else None
+
+
 def low_while_training(model: nn.Module, low: bool) -> None:
     """Let the head compute in training mode as the plan around it says (`low`), or in fp32.
 

@@ -42,7 +42,7 @@ COLUMNS: dict[str, tuple[tuple[str, str, int], ...]] = {
 }  # fmt: skip
 COMMON = (
     ("last_loss", "last loss", 4), ("logit_drift", "logit drift", 5), ("largest_gap_to_fp32", "gap to fp32 weights", 4),
-    ("unchanged_share", "unchanged", 4), ("largest_gradient_norm", "largest gradient norm", 2),
+    ("unchanged_share", "unchanged as stored", 4), ("largest_gradient_norm", "largest gradient norm", 2),
     ("largest_logit", "largest logit", 2), ("skipped_steps", "skipped", 0), ("samples_per_second", "documents/s", 2),
     ("tokens_per_second", "tokens/s", 0), ("peak_memory_gb", "peak GB", 2), ("mfu", "MFU", 4),
 )  # fmt: skip

@@ -62,7 +62,7 @@ class LowAdamW(torch.optim.Optimizer):
         states = [self._state(p) for p in parameters]
         for state in states:
             state["step"] += 1
-        step = states[0]["step"]
+        steps = [state["step"] for state in states]  # not the same ones where layers are unfrozen one by one
         gradients = [_fp32(self._gradient(p)) for p in parameters]
         first, second = ([_fp32(s[key]) for s in states] for key in ("exp_avg", "exp_avg_sq"))
         beta1, beta2 = group["betas"]
@@ -70,18 +70,19 @@ class LowAdamW(torch.optim.Optimizer):
         torch._foreach_mul_(second, beta2)
         torch._foreach_addcmul_(second, gradients, gradients, 1 - beta2)
         denominator = torch._foreach_sqrt(second)
-        torch._foreach_div_(denominator, (1 - beta2**step) ** 0.5)
+        torch._foreach_div_(denominator, [(1 - beta2**step) ** 0.5 for step in steps])
         torch._foreach_add_(denominator, group["eps"])
         weights = [self._weight(p, s) for p, s in zip(parameters, states, strict=True)]
+        rates = [-group["lr"] / (1 - beta1**step) for step in steps]
         if self.rounding == "Kahan":
             moves = torch._foreach_mul(weights, -group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(moves, first, denominator, -group["lr"] / (1 - beta1**step))
+            torch._foreach_addcdiv_(moves, first, denominator, rates)
             for parameter, state, move in zip(parameters, states, moves, strict=True):
                 kahan_add_(parameter, state["compensation"], move)
         else:
             torch._foreach_mul_(weights, 1 - group["lr"] * group["weight_decay"])
-            torch._foreach_addcdiv_(weights, first, denominator, -group["lr"] / (1 - beta1**step))
-            self._store(parameters, states, weights, step)
+            torch._foreach_addcdiv_(weights, first, denominator, rates)
+            self._store(parameters, states, weights)
         if self.states != torch.float32:
             torch._foreach_copy_([s["exp_avg"] for s in states], first)
             torch._foreach_copy_([s["exp_avg_sq"] for s in states], second)
@@ -108,7 +109,7 @@ class LowAdamW(torch.optim.Optimizer):
             return _fp32(parameter)
         return state["master"] if self.master == "fp32" else join(parameter, state["master"])
 
-    def _store(self, parameters: Tensors, states: list[dict[str, Any]], weights: Tensors, step: int) -> None:
+    def _store(self, parameters: Tensors, states: list[dict[str, Any]], weights: Tensors) -> None:
         if self.master != "split" and self.rounding != "stochastic":
             torch._foreach_copy_(parameters, weights)
             return
@@ -118,7 +119,7 @@ class LowAdamW(torch.optim.Optimizer):
                 parameter.copy_(high)
                 state["master"].copy_(rest)
             else:
-                parameter.copy_(round_stochastically(weight, self._draws(parameter, step)))
+                parameter.copy_(round_stochastically(weight, self._draws(parameter, state["step"])))
 
     def _draws(self, parameter: torch.Tensor, step: int) -> torch.Tensor:
         """Return 16 random bits a weight, int32: a function of (seed, step, parameter), so that resume is exact."""

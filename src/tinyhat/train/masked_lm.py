@@ -30,11 +30,14 @@ class MaskedBatch:
     def __init__(self, input_ids: IntArray, targets: IntArray, cu_seqlens: IntArray, rows: IntArray) -> None:
         self.input_ids, self.targets, self.cu_seqlens = input_ids, targets, cu_seqlens
         self._place = {int(row): i for i, row in reversed(list(enumerate(rows)))}  # a row twice: the first place
+        self._rows = rows
 
     @property
     def asked(self) -> int:
-        """How many tokens are to be predicted."""
-        return int(np.count_nonzero(self.targets != NOT_ASKED))
+        """How many tokens are to be predicted in the packs of all rows; a row twice has the first one's masks twice."""
+        before = np.concatenate([[0], np.cumsum(self.targets != NOT_ASKED)])
+        counts = before[self.cu_seqlens[1:]] - before[self.cu_seqlens[:-1]]
+        return int(sum(counts[self._place[int(row)]] for row in self._rows))
 
     def pack(self, rows: IntArray) -> Pack:
         """Return the pack of `rows` (int64 [B]), longest first: attention on CPU goes by runs of equal length."""

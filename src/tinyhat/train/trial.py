@@ -161,13 +161,14 @@ def _run(trial: Trial, bench: Bench, folder: Path, every: int) -> dict[str, Any]
     skipped = tokens = 0
     while trainer.progress.step < trainer.steps:
         batch = trainer.steps_plan.batch(trainer.progress.step)
+        work = bench.flops(batch)
         meter.begin()
         try:
             line = trainer.train_step()
         except DivergedError:
             diverged = trainer.progress.step + 1
             break
-        meter.end(len(batch), trainer.progress.tokens - tokens, bench.flops(batch), bench.watch.looked)
+        meter.end(len(batch), trainer.progress.tokens - tokens, work, bench.watch.looked)
         tokens = trainer.progress.tokens
         facts = bench.watch.facts()
         if line.get("skipped_steps", 0) > skipped:

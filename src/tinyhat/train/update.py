@@ -14,7 +14,7 @@ from torch import nn
 from tinyhat.config import LoopConfig
 from tinyhat.encoder.compile import compile_layers
 from tinyhat.errors import UserError
-from tinyhat.head.output import head_modules, low_while_training
+from tinyhat.head.output import head_modules, last_linear, low_while_training
 from tinyhat.train.adamw import LowAdamW
 from tinyhat.train.optim import build_optimizer
 from tinyhat.train.precision import STATIC_SCALE, TrainPlan, missing_need
@@ -103,8 +103,8 @@ class Update:
 
     def _watch_head(self) -> None:
         """Check the dtype of the logits at the first training step, where the head ends in a linear layer."""
-        linear = [m for m in head_modules(self.model) if isinstance(m, nn.Linear)]
-        if not linear:
+        layer = last_linear(self.model)
+        if layer is None:
             return
 
         def check(module: nn.Module, _args: Any, output: torch.Tensor) -> None:
@@ -112,7 +112,7 @@ class Update:
                 handle.remove()
                 self.plan.check_logits(output, "in the first step")
 
-        handle = linear[-1].register_forward_hook(check)
+        handle = layer.register_forward_hook(check)
 
     @property
     def adds_in_fp32(self) -> bool:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from tinyhat.encoder.load import Encoder
-from tinyhat.head.output import head_modules
+from tinyhat.head.output import last_linear
 from tinyhat.train.strategy import Strategy
 
 DIVERGED = 3.0  # times the running median
@@ -43,8 +43,9 @@ class Watch(Strategy):
         model = encoder.model
         tables = {id(m.weight) for m in model.modules() if isinstance(m, nn.Embedding)}
         self.matrices = {n: p for n, p in model.named_parameters() if p.ndim == 2 and id(p) not in tables}
-        linear = [m for m in head_modules(model) if isinstance(m, nn.Linear)]
-        linear[-1].register_forward_hook(self._see)
+        layer = last_linear(model)
+        assert layer is not None, "an experiment's model ends in a linear layer"
+        layer.register_forward_hook(self._see)
 
     def _see(self, module: nn.Module, _args: Any, output: torch.Tensor) -> None:
         if module.training:

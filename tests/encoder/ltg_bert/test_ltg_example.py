@@ -19,8 +19,10 @@ def test_build_and_transfer(tmp_path: Path, capsys: pytest.CaptureFixture[str]) 
         pytest.skip("the extra 'demo' is not installed")
     example = runpy.run_path(str(EXAMPLE))
     with quiet():
-        example["build"](tmp_path)
-        model, tokenizer = example["transfer"](tmp_path)
+        example["build"](tmp_path / "run" / "model")
+        folder = example["masked_lm_of"](tmp_path / "run")
+        assert folder == example["masked_lm_of"](folder) == tmp_path / "run" / "model"
+        model, tokenizer = example["transfer"](folder)
     assert type(model) is LtgBertForSequenceClassification
     assert capsys.readouterr().out == "start fresh: classifier.bias classifier.weight\n"
     questions = example["Questions"](tokenizer)

@@ -182,6 +182,9 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     (folder / "config.json").write_text(json.dumps({"model_type": "bert", "hidden_size": 32}))
     with pytest.raises(UserError, match="has no position_bucket_size: it is not the config of an LTG-BERT"):
         load_published(folder, "split", LtgBertForMaskedLM)
+    (folder / "config.json").write_text("{")
+    with pytest.raises(UserError, match=r"config\.json is not valid JSON"):
+        load_published(folder, "split", LtgBertForMaskedLM)
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes(b"no weights")
     with pytest.raises(UserError, match="its weights cannot be read"):
@@ -189,6 +192,31 @@ def test_files_that_are_not_what_they_should_be(tmp_path: Path) -> None:
     (folder / "model.safetensors").unlink()
     with pytest.raises(UserError, match=r"has neither model.safetensors nor pytorch_model.bin"):
         load_published(folder, "split", LtgBertForMaskedLM)
+    torch.save({"embedding": Path("code that weights_only refuses")}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="its weights cannot be read"):
+        load_published(folder, "split", LtgBertForMaskedLM)
+    (folder / "tokenizer.json").write_text("{}")
+    with pytest.raises(UserError, match=r"tokenizer.json is not a tokenizer"):
+        load_published(folder, "split", LtgBertForMaskedLM)
+
+
+def test_the_tokenizer_says_what_pads_where_the_config_does_not(tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs", ltg_model(LtgBertForMaskedLM))
+    config = json.loads((folder / "config.json").read_text())
+    for given in (None, 7):
+        (folder / "config.json").write_text(json.dumps({k: v for k, v in config.items() if k != "pad_token_id"}))
+        if given is not None:
+            (folder / "config.json").write_text(json.dumps(config | {"pad_token_id": given}))
+        model, _ = load_published(folder, "split", LtgBertForMaskedLM)
+        assert model.config.pad_token_id == tiny_tokenizer().pad_token_id
+
+
+def test_a_classifier_is_not_converted_into_a_masked_lm(tmp_path: Path) -> None:
+    folder = write(tmp_path / "theirs", ltg_model(classifier_head="mlp"))
+    for ask in ({"layout": "split"}, {"texts": TEXTS}):
+        with pytest.raises(UserError, match=r"has no masked-LM head \(lm_head.* is not in it\)"):
+            convert(folder, tmp_path / "out", **ask)
+    assert not (tmp_path / "out").exists()
 
 
 def test_a_tokenizer_of_another_model(tmp_path: Path) -> None:

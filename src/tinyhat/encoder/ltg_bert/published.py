@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import json
+import pickle
 import re
 import shutil
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ from tinyhat.encoder.ltg_bert.layers_ltg_bert import LtgBertAttention
 from tinyhat.encoder.ltg_bert.transfer import Transfer, check_transfer
 from tinyhat.encoder.quiet import quiet
 from tinyhat.errors import UserError
-from tinyhat.run import atomic_path
+from tinyhat.run import atomic_path, read_json
 
 LAYOUTS = ("split", "interleaved")
 State = dict[str, torch.Tensor]
@@ -97,7 +97,7 @@ def detect_layout(folder: str | Path, texts: Sequence[str], tokens: int = 128, s
     Raises:
         UserError: as `load_published`; a tokenizer without [MASK]; losses so near that the text decides nothing.
     """
-    model, _ = load_published(folder, "split", LtgBertForMaskedLM)
+    model = _masked_lm(folder, "split")
     ids, labels, mask = _masked(Path(folder), texts, tokens, seed, model.config.vocab_size)
     found = layout_losses(model, ids, labels, mask)
     low, high = sorted(found.values())
@@ -149,7 +149,8 @@ def convert(
         texts: as in `detect_layout`.
 
     Raises:
-        UserError: neither layout nor texts; a layout that `texts` speak against; `out` exists; as `load_published`.
+        UserError: neither layout nor texts; a layout that `texts` speak against; `out` exists; no masked-LM head, as in
+            a fine-tuned classifier; as `load_published`.
     """
     if layout is None and not texts:
         raise UserError(f"{folder} does not say its layout: give layout='split' or 'interleaved', or texts to find out")
@@ -162,7 +163,7 @@ def convert(
             f"{folder} is not {layout}: its masked-LM loss is {losses[layout]:.3f} so, and {losses[str(likely)]:.3f} "
             f"as {likely}"
         )
-    model, _ = load_published(folder, str(likely), LtgBertForMaskedLM)
+    model = _masked_lm(folder, str(likely))
     with atomic_path(Path(out)) as temporary:
         model.save_pretrained(temporary)
         for pattern in ("tokenizer*.json", "special_tokens_map.json", "vocab.txt"):
@@ -199,7 +200,7 @@ def _config(folder: Path, layout: str) -> LtgBertConfig:
     path = folder / "config.json"
     if not path.is_file():
         raise UserError(f"{folder} has no config.json: give the folder of a published LTG-BERT")
-    given: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+    given: dict[str, Any] = read_json(path)
     if "position_bucket_size" not in given:
         raise UserError(f"{path} has no position_bucket_size: it is not the config of an LTG-BERT")
     known = {f.name for f in dataclasses.fields(LtgBertConfig)} & {
@@ -210,14 +211,33 @@ def _config(folder: Path, layout: str) -> LtgBertConfig:
     settings = {key: value for key, value in given.items() if key in known}
     settings.setdefault("classifier_dropout", given.get("cls_dropout"))
     settings["relative_qk_layout"] = layout
-    if settings.get("pad_token_id") is not None and (folder / "tokenizer.json").is_file():
-        # wrong in every published config: 4 is [MASK] and 0 is [UNK] there
-        pad = Tokenizer.from_file(str(folder / "tokenizer.json")).token_to_id("[PAD]")
-        settings["pad_token_id"] = settings["pad_token_id"] if pad is None else pad
+    if (folder / "tokenizer.json").is_file():
+        # wrong in every published config, or left out: 4 is [MASK] and 0 is [UNK] there
+        pad = _tokenizer(folder).token_to_id("[PAD]")
+        settings |= {} if pad is None else {"pad_token_id": pad}
     try:
         return LtgBertConfig(classifier_head="mlp", **settings)
     except (ValueError, StrictDataclassError) as error:
         raise UserError(f"{path}: {str(error).strip().splitlines()[-1].strip()}") from None
+
+
+def _tokenizer(folder: Path) -> Tokenizer:
+    path = folder / "tokenizer.json"
+    try:
+        return Tokenizer.from_file(str(path))
+    except Exception as error:  # the library raises nothing narrower
+        raise UserError(f"{path} is not a tokenizer ({error}): copy it again") from None
+
+
+def _masked_lm(folder: str | Path, layout: str) -> LtgBertForMaskedLM:
+    """Load the masked LM of `folder`, and refuse a checkpoint whose head would start from random weights."""
+    model, transfer = load_published(folder, layout, LtgBertForMaskedLM)
+    if transfer.fresh:
+        raise UserError(
+            f"{folder} has no masked-LM head ({next(iter(transfer.fresh))} is not in it): load it with load_published "
+            "as what it is, for example LtgBertForSequenceClassification"
+        )
+    return model
 
 
 def _weights(folder: Path) -> State:
@@ -228,7 +248,7 @@ def _weights(folder: Path) -> State:
         if old.is_file():
             state: State = torch.load(old, map_location="cpu", weights_only=True)
             return state
-    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError) as error:
+    except (SafetensorError, OSError, RuntimeError, ValueError, EOFError, pickle.UnpicklingError) as error:
         raise UserError(f"{folder}: its weights cannot be read ({str(error).splitlines()[0]})") from error
     raise UserError(f"{folder} has neither model.safetensors nor pytorch_model.bin")
 
@@ -240,7 +260,7 @@ def _masked(
     path = folder / "tokenizer.json"
     if not path.is_file():
         raise UserError(f"{folder} has no tokenizer.json: the layout cannot be told from text")
-    tokenizer = Tokenizer.from_file(str(path))
+    tokenizer = _tokenizer(folder)
     mask_id = tokenizer.token_to_id("[MASK]")
     if mask_id is None or tokenizer.get_vocab_size() > vocabulary:
         raise UserError(f"{path} does not belong to this model: {_disagreement(tokenizer, mask_id, vocabulary)}")
