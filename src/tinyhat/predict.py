@@ -91,7 +91,7 @@ class Classifier:
 
         Each holds ``id``, ``labels`` (the decided ones, best first; for regression target name to value), ``scores``
         (label to probability: of the decided ones, or of the `top_k` best), ``tokens_read`` and ``tokens_total``; a run
-        that reads windows adds ``windows``, their number, and ``spoke``, the loudest window of each decided label.
+        that reads windows adds ``windows``, their number, and ``spoke``, the loudest window of each of these labels.
         """
         for prediction in self.predictor.predict_logits(iter(documents)):
             yield self.result(prediction, top_k)
@@ -127,7 +127,11 @@ class Classifier:
         probabilities = self.decision.probabilities(prediction.logits[None, :])[0]
         if self.decision.task == "regression":
             values = dict(zip(self.labels, map(float, probabilities), strict=True))
-            return {"id": prediction.id, "labels": values, "scores": values} | tokens | self._speakers(prediction)
+            return (
+                {"id": prediction.id, "labels": values, "scores": values}
+                | tokens
+                | self._speakers(prediction, range(len(values)))
+            )
         chosen = self.decision.decided_labels(prediction.logits)
         shown = chosen if top_k is None else np.argsort(-prediction.logits, kind="stable")[:top_k]
         return (
@@ -137,16 +141,14 @@ class Classifier:
                 "scores": {self.labels[j]: float(probabilities[j]) for j in shown},
             }
             | tokens
-            | self._speakers(prediction)
+            | self._speakers(prediction, dict.fromkeys([*chosen, *shown]))
         )
 
-    def _speakers(self, prediction: Prediction) -> dict[str, Any]:
-        """Return under ``spoke`` which window (0-based) has the highest logit of its own for each decided label."""
-        if prediction.speaker is None or prediction.logits is None:
+    def _speakers(self, prediction: Prediction, labels: Iterable[int]) -> dict[str, Any]:
+        """Return under ``spoke`` which window (0-based) has the highest logit of its own for each of `labels`."""
+        if prediction.speaker is None:
             return {}
-        regression = self.decision.task == "regression"
-        decided = range(len(self.labels)) if regression else self.decision.decided_labels(prediction.logits)
-        return {"spoke": {self.labels[j]: int(prediction.speaker[j]) for j in decided}}
+        return {"spoke": {self.labels[j]: int(prediction.speaker[j]) for j in labels}}
 
 
 def _documents(texts: Texts) -> list[Document]:

@@ -5,7 +5,9 @@ A sweep folder holds `study.db` (Optuna's record), `trials/NNN` (parameters and 
 
 from __future__ import annotations
 
+import gc
 import json
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -25,6 +27,7 @@ from tinyhat.train.classifier import Say, prepare, train_classifier
 from tinyhat.verb import make_callable
 
 DEFAULT = ("train.learning_rate=1e-5..1e-3:log", "train.head_rate=1..30:log", "train.layer_decay=0.7..1")
+SEARCHED = ("reading", "encoder", "head", "train")  # the sections that a trial is made of
 STARTUP = 4  # trials that are never cut short: the median they are judged by
 _RANGE = re.compile(r"(?P<low>[^.]+(?:\.\d[^.]*)?)\.\.(?P<high>[^:]+)(?P<log>:log)?")
 
@@ -71,6 +74,11 @@ def read_axis(text: str) -> Axis:
     )
     if not sign or "." not in path:
         raise wrong
+    section = path.partition(".")[0]
+    if section in Config.model_fields and section not in SEARCHED:
+        raise UserError(
+            f"--over {text!r}: a trial is the same whatever {section} says; search over {', '.join(SEARCHED)}"
+        )
     found = _RANGE.fullmatch(values)
     if found is None:
         choices = tuple(_scalar(v.strip()) for v in values.split(",") if v.strip())
@@ -87,7 +95,10 @@ def read_axis(text: str) -> Axis:
 
 
 def _scalar(text: str) -> Any:
-    value = yaml.safe_load(text)
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError:
+        raise UserError(f"--over: {text!r} is not a value: write --over section.key=a,b,c without brackets") from None
     if isinstance(value, str):
         try:
             return float(value)  # YAML 1.1 reads 1e-5 as a string
@@ -191,15 +202,20 @@ def _trial(
         here = changed(config, values)
         trained = train_classifier(prepare(here, dataset, _quiet), here, dataset, run, True, _quiet, watch)
         trial.set_user_attr("seconds", trained.outcome.seconds)
-        study.tell(trial, trained.outcome.best_value)
-        say(f"trial {number}: {trained.outcome.best_value:.4f} with {said}")
+        best = trained.outcome.best_value
+        if best is None or not math.isfinite(best):
+            raise UserError(f"its dev value is {best}, with {said}")
+        study.tell(trial, best)
+        say(f"trial {number}: {best:.4f} with {said}")
     except optuna.TrialPruned:
         study.tell(trial, state=states.PRUNED)
         say(f"trial {number}: cut short with {said}")
-    except UserError as error:
-        trial.set_user_attr("error", str(error))
+    except (UserError, RuntimeError, MemoryError) as error:  # of two trials one may be too large for the memory
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        trial.set_user_attr("error", f"{kind}{error}")
         study.tell(trial, state=states.FAIL)
-        say(f"trial {number}: {error}")
+        say(f"trial {number}: {kind}{error}")
+    gc.collect()  # a trainer refers to itself: the next trial needs its memory
     for leftover in (run.checkpoints, run.model, run.path / "adapter"):
         remove(leftover)
 

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from tests.tiny.models import tiny_tokenizer
 
 from tinyhat.config import ReadingConfig
+from tinyhat.data import importance
 from tinyhat.data.importance import RANKINGS, choose_important, rank_sentences, sentence_starts
 from tinyhat.data.packing import build_pack, capped_lengths, drawn_windows
 from tinyhat.data.reading import Reader, window_spans
@@ -88,9 +89,11 @@ def test_a_training_pack_holds_a_documents_windows_side_by_side_and_few_of_a_lon
 
 def test_a_cached_windowed_reading_is_the_same(tmp_path, monkeypatch):
     monkeypatch.setenv("TINYHAT_CACHE", str(tmp_path))
+    plain = reader(strategy="windows", max_tokens=8).read(TEXTS)
     for _ in range(2):
         found = reader(strategy="windows", max_tokens=8).read_cached(TEXTS)
-        assert found.windows.tolist() == reader(strategy="windows", max_tokens=8).read(TEXTS).windows.tolist()
+        for name, value in vars(plain).items():
+            assert np.array_equal(getattr(found, name), value), name
 
 
 @pytest.mark.parametrize("ranking", RANKINGS)
@@ -126,3 +129,22 @@ def test_a_stride_that_leaves_tokens_unread_and_pairs_are_mistakes():
         reader(strategy="windows", max_tokens=10, stride=9)
     with pytest.raises(UserError, match="pairs"):
         reader(strategy="windows", max_tokens=10).read(["a"], ["b"])
+
+
+def test_a_sentence_begins_with_its_first_word_where_tokens_hold_the_space_before_them(monkeypatch):
+    monkeypatch.setattr(importance, "rank_sentences", lambda *_: np.array([0.0, 1.0, 0.0]))
+    text = "law court. fish milk. tax trade."
+    encoding = tiny_tokenizer("bpe").backend_tokenizer.encode(text, add_special_tokens=False)
+    offsets = np.array(encoding.offsets, np.int32)
+    wanted = [i for i, (_, end) in enumerate(encoding.offsets) if text.index("fish") < end <= text.index(" tax")]
+    assert text[offsets[wanted[0], 0]] == " ", "its first token begins in the sentence before"
+    assert choose_important(offsets, text, len(wanted), "tfidf").tolist() == wanted
+
+
+def test_windows_behind_a_short_title_use_the_room_it_leaves():
+    text = "law court\n" + "fish " * 60
+    reading = reader(strategy="windows", max_tokens=24, title_tokens=10).read([text])
+    assert (reading.sequence_lengths[:-1] == 24).all()
+    assert reading.tokens_read.tolist() == reading.tokens_total.tolist()
+    kept = reading.sequence_lengths - 2 - np.r_[0, np.full(len(reading.sequence_lengths) - 1, 2)]
+    assert kept.sum() == reading.tokens_total[0], "no token twice but the title"

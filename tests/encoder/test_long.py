@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import numpy as np
 import pytest
 import torch
@@ -16,7 +14,7 @@ from tinyhat.data.reading import Reader, Reading
 from tinyhat.encoder.forward import forward_pack
 from tinyhat.encoder.layers import layer_list
 from tinyhat.encoder.load import backend_tokenizer, load_encoder, load_trained, wrap_model
-from tinyhat.encoder.long import extend_positions, full_attention_tokens, long_notes
+from tinyhat.encoder.long import extend_positions, full_attention_tokens, long_inputs, long_notes
 from tinyhat.errors import UserError
 from tinyhat.head.losses import document_losses
 from tinyhat.types import Targets
@@ -125,12 +123,18 @@ def test_longformers_first_token_sees_everything():
     model = tiny_model("longformer", "single", **FAMILIES["longformer"]).eval()
     encoder = wrap_model("longformer", model, tiny_tokenizer("wordpiece"), EncoderConfig())
     assert (encoder.first_position, encoder.max_positions) == (1, 2111)
-    reading = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=1024)).read(TEXTS[:1])
-    other = replace(reading, input_ids=reading.input_ids.copy())
-    other.input_ids[-100] = 60 if other.input_ids[-100] != 60 else 61
+    seen: list[torch.Tensor] = []
+    hook = model.base_model.register_forward_pre_hook(
+        lambda _m, _a, inputs: seen.append(inputs["global_attention_mask"]), with_kwargs=True
+    )
     with torch.inference_mode():
-        a, b = (forward_pack(encoder, build_pack(r, np.array([0])), CPU) for r in (reading, other))
-    assert not torch.equal(a, b)
+        forward_pack(encoder, pack_of(encoder, [300, 40]), CPU)
+    hook.remove()
+    assert all(mask[:, 0].eq(1).all() and mask[:, 1:].eq(0).all() for mask in seen)
+    mask = torch.ones(2, 7, dtype=torch.int64)
+    assert long_inputs(model, mask)["global_attention_mask"].tolist() == 2 * [[1, 0, 0, 0, 0, 0, 0]], (
+        "not left to chance"
+    )
 
 
 @pytest.mark.parametrize(("family", "first"), [("bert", 0), ("roberta", 2)])
@@ -188,3 +192,9 @@ def test_positions_that_cannot_be_extended_are_named():
         extend_positions(tiny_model("modernbert"), 100, 0)
     with pytest.raises(UserError, match="already"):
         extend_positions(tiny_model("bert"), 10, 0)
+
+
+def test_local_attention_without_layers_to_make_local_is_refused(tmp_path):
+    save_tiny(tmp_path, "albert")
+    with pytest.raises(UserError, match="nothing would change"):
+        load_encoder(str(tmp_path), "single", ["a"], EncoderConfig(local_attention=8), 64, 0)

@@ -12,6 +12,7 @@ from torch import nn
 from tinyhat.config import ReadingConfig
 from tinyhat.errors import UserError
 from tinyhat.head.learned_vote import attach_vote, check_vote, learned_logits, vote_of, without_vote
+from tinyhat.head.predictor import _groups
 from tinyhat.head.vote import as_rectangle, segment_mean, vote_logits
 
 PLAIN = ("mean", "mean_probability", "max", "top_k", "majority")
@@ -116,3 +117,18 @@ def test_votes_that_cannot_work_are_named():
         check_vote(ReadingConfig(vote="max"))
     with pytest.raises(UserError, match="no gradient"):
         check_vote(ReadingConfig(strategy="windows", vote="majority", learn="document"))
+    for changes in ({"stride": 9}, {"title_tokens": 3}, {"learn": "document"}):
+        with pytest.raises(UserError, match=f"reading.{next(iter(changes))} = .* needs windows"):
+            check_vote(ReadingConfig(**changes))
+        check_vote(ReadingConfig(strategy="windows", **changes))
+
+
+@pytest.mark.parametrize(("width", "heads"), [(5, 0), (40, 0), (40, 4)])
+def test_a_vote_holds_so_many_numbers_at_a_time(width, heads):
+    counts = np.array([1, 2, 1, 30, 1, 1, 200, 1, 3])
+    groups = list(_groups(counts, 2000, width, heads))
+    assert [end for _, end in groups][:-1] == [begin for begin, _ in groups][1:]
+    assert (groups[0][0], groups[-1][1]) == (0, len(counts))
+    for begin, end in groups:
+        side = counts[begin:end].max()
+        assert (end - begin) * side * (width + heads * side) <= 2000 or end - begin == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import yaml
@@ -54,7 +55,18 @@ def test_axes(text, axis):
 
 
 @pytest.mark.parametrize(
-    "text", ["train.epochs", "epochs=1..2", "train.epochs=3", "train.epochs=5..1", "train.learning_rate=0..1:log"]
+    "text",
+    [
+        "train.epochs",
+        "epochs=1..2",
+        "train.epochs=3",
+        "train.epochs=5..1",
+        "train.learning_rate=0..1:log",
+        "train.update=[all,lora]",
+        "data.limit=10,20",
+        "tune.rule=global,argmax",
+        "pretrain.size=xs,small",
+    ],
 )
 def test_what_is_no_axis_is_one_sentence(text):
     with pytest.raises(UserError, match="--over"):
@@ -65,7 +77,7 @@ def test_a_stopped_sweep_ends_as_one_that_was_not(tmp_path, monkeypatch):
     whole = search(tmp_path, "whole", 6)
     search(tmp_path, "stopped", 2)
 
-    original, calls = module.train_classifier, []
+    original, calls, seen = module.train_classifier, [], []
 
     def killed(*arguments):
         calls.append(1)
@@ -73,7 +85,9 @@ def test_a_stopped_sweep_ends_as_one_that_was_not(tmp_path, monkeypatch):
 
         def once(value):
             watch(value)
-            raise KeyboardInterrupt
+            seen.append(value)
+            if len(seen) == 2:  # the first evaluation has left a checkpoint
+                raise KeyboardInterrupt
 
         return original(*arguments[:-1], once)
 
@@ -82,13 +96,14 @@ def test_a_stopped_sweep_ends_as_one_that_was_not(tmp_path, monkeypatch):
         search(tmp_path, "stopped", 6)
     monkeypatch.setattr(module, "train_classifier", original)
     assert calls == [1]
+    folder = tmp_path / "stopped" / "trials" / "002"
+    assert [p.name for p in (folder / "checkpoints").glob("step_*")] == ["step_00000004"]
     again = search(tmp_path, "stopped", 6)
     assert [(r["state"], r["value"], r["parameters"]) for r in again["trials"]] == [
         (r["state"], r["value"], r["parameters"]) for r in whole["trials"]
     ]
     assert again["best"] == whole["best"]
-    left = sorted(p.name for p in (tmp_path / "stopped" / "trials" / "002").iterdir())
-    assert left == ["log.jsonl", "values.json"]
+    assert sorted(p.name for p in folder.iterdir()) == ["log.jsonl", "values.json"]
     with pytest.raises(UserError, match="holds a sweep of other data, settings or axes"):
         search(tmp_path, "stopped", 6, ["train.update=all,head"])
 
@@ -146,3 +161,22 @@ def test_a_recipe_holds_what_differs():
     config = build_config(None, {"data.path": "p", "data.text": ("a",), "train.epochs": 2})
     assert recipe_of(config) == {"data": {"text": ["a"]}, "train": {"epochs": 2.0}}
     assert recipe_of(Config()) == {}
+
+
+@pytest.mark.parametrize("problem", ["memory", "not a number"])
+def test_a_trial_that_breaks_is_one_trial_less_and_does_not_run_again(tmp_path, monkeypatch, problem):
+    original, calls = module.train_classifier, []
+
+    def breaks(*arguments):
+        calls.append(1)
+        if len(calls) > 1:
+            return original(*arguments)
+        if problem == "memory":
+            raise RuntimeError("out of memory")
+        return SimpleNamespace(outcome=SimpleNamespace(seconds=1.0, best_value=float("nan")))
+
+    monkeypatch.setattr(module, "train_classifier", breaks)
+    for _ in range(2):
+        found = search(tmp_path, "sweep", 2)
+    assert len(calls) == 2
+    assert [row["state"] for row in found["trials"]] == ["fail", "complete"]

@@ -121,22 +121,47 @@ def test_the_mean_of_mixtures_is_the_weight(tmp_path):
         "bert.encoder.layer.1.output.dense.weight"]).abs().max())  # fmt: skip
 
 
-def test_wise_ft_keeps_a_share_of_the_change_in_the_body(tmp_path):
-    one = lesson(tmp_path, wise_ft=0.25, max_steps=3)
-    trained = {}
-    original = WiseFT.finish
+def test_wise_ft_measures_and_keeps_a_share_of_the_change_in_the_body(tmp_path):
+    one = lesson(tmp_path, wise_ft=0.25, max_steps=6, evaluate_every=2)
+    body = set(stack_of(one.encoder.model).body)
+    trained, shown = [], []
 
-    def finish(self):
-        trained.update({n: p.detach().clone() for n, p in one.encoder.model.named_parameters()})
+    def weights():
+        return {n: p.detach().clone() for n, p in one.encoder.model.named_parameters()}
+
+    def evaluate():
+        shown.append(weights())
+        return "accuracy", (0.5, 0.9, 0.7)[len(shown) - 1]
+
+    def show(self):
+        trained.append(weights())
         original(self)
 
+    one.trainer.evaluate = evaluate
+    original = WiseFT.show
     with pytest.MonkeyPatch.context() as monkey:
-        monkey.setattr(WiseFT, "finish", finish)
+        monkey.setattr(WiseFT, "show", show)
         one.trainer.fit(False, pytest.fail)
-    body = set(stack_of(one.encoder.model).body)
-    for name, value in one.encoder.model.named_parameters():
-        expected = 0.75 * one.before[name] + 0.25 * trained[name] if name in body else trained[name]
-        torch.testing.assert_close(value.detach(), expected, rtol=1e-5, atol=1e-7, msg=name)
+    for before, mixed in zip(trained, shown, strict=False):
+        for name, value in mixed.items():
+            expected = 0.75 * one.before[name] + 0.25 * before[name] if name in body else before[name]
+            torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7, msg=name)
+    assert all(torch.equal(value, shown[1][name]) for name, value in weights().items()), "the best one, mixed once"
+    twin = lesson(tmp_path, max_steps=6)
+    for _ in range(6):
+        twin.trainer.train_step()
+    now = dict(twin.encoder.model.named_parameters())
+    assert all(torch.equal(value, now[name]) for name, value in trained[2].items()), "measuring changes no step"
+
+
+def test_an_average_and_its_mixture_give_way_to_the_trained_weights(tmp_path):
+    one = lesson(tmp_path, ema=0.5, wise_ft=0.5)
+    for _ in range(3):
+        one.trainer.train_step()
+    before = {n: p.detach().clone() for n, p in one.encoder.model.named_parameters()}
+    one.trainer.evaluate = lambda: ("accuracy", 1.0)
+    one.trainer._evaluate()
+    assert all(torch.equal(p, before[n]) for n, p in one.encoder.model.named_parameters())
 
 
 def test_an_average_follows_its_recursion_and_is_what_is_measured_and_kept(tmp_path):

@@ -22,6 +22,7 @@ from tinyhat.encoder.layers import stack_of
 from tinyhat.encoder.load import backend_tokenizer, load_encoder
 from tinyhat.errors import UserError
 from tinyhat.train.forgetting import PROBE, Forgetting, linear_cka, mean_cosine
+from tinyhat.train.precision import choose_train_plan
 from tinyhat.train.replay import Replay, asked, masked
 from tinyhat.types import NOT_ASKED
 
@@ -251,3 +252,23 @@ def test_a_text_that_cannot_serve_is_one_sentence(tmp_path, content, said):
     encoder = load(save_tiny(tmp_path / "m", "bert"))
     with pytest.raises(UserError, match=said):
         Forgetting(encoder, str(path), CPU, 0)
+
+
+def test_the_masked_lm_head_goes_where_its_body_is(tmp_path):
+    encoder = load(save_with_head(tmp_path / "m", "bert"))
+    head = load_masked_lm(encoder)
+    encoder.model.to("meta")
+    head._follow_body()
+    assert {p.device.type for p in head.model.parameters()} == {"meta"}
+
+
+@pytest.mark.parametrize(
+    ("family", "plan"), [("ltg", "bf16_master"), ("ltg", "bf16_body_fp32_head"), ("bert", "bf16_pure")]
+)
+def test_what_was_forgotten_is_measured_of_weights_in_16_bits_too(tmp_path, text, family, plan):
+    encoder = load(save_with_head(tmp_path / "m", family))
+    measured = Forgetting(encoder, str(text), CPU, 0)
+    choose_train_plan(plan, CPU).store(encoder.model)
+    facts = measured.report()
+    assert facts["layers"][-1]["cosine"] > 0.99
+    assert facts["masked_lm_loss"]["after"] == pytest.approx(facts["masked_lm_loss"]["before"], rel=0.02)

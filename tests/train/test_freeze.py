@@ -146,3 +146,18 @@ def test_more_layers_than_there_are_is_one_sentence(tmp_path, key):
 def test_settings_that_contradict_each_other_are_refused(tmp_path, settings, said):
     with pytest.raises(UserError, match=said):
         lesson(tmp_path, **settings)
+
+
+def test_frozen_embeddings_keep_their_biases_too(tmp_path):
+    one = lesson(tmp_path, update="bias", freeze_embeddings=True)
+    stack = stack_of(one.encoder.model)
+    moved = one.moved()
+    assert not moved & set(stack.embeddings)
+    assert {n for n in moved if n.endswith("bias")} & set(stack.layers[0])
+
+
+def test_gradual_unfreezing_says_what_it_never_comes_to(tmp_path):
+    strategy = lesson(tmp_path, update="gradual", unfreeze_every=5).trainer.strategies[0]
+    assert strategy.note(16) is None
+    assert "1 of 4 parts never learn" in strategy.note(15)
+    assert "train.unfreeze_every to 4 or less" in strategy.note(15)

@@ -6,11 +6,13 @@ import warnings
 
 import pytest
 import torch
+from tests.tiny.corpus import tiny_dataset
 from tests.train.strategies import RATE, lesson
 from transformers import AutoModelForSequenceClassification
 
 from tinyhat.encoder.layers import stack_of
-from tinyhat.train.classifier import save_classifier
+from tinyhat.run import Run
+from tinyhat.train.classifier import prepare, save_classifier, train_classifier
 from tinyhat.train.lora import linear_names
 
 peft = pytest.importorskip("peft")
@@ -63,6 +65,7 @@ def test_lora_learns_at_its_own_rate(tmp_path):
 def test_it_ends_as_a_stock_model_with_its_adapter_beside(tmp_path, update):
     one = lesson(tmp_path, update=update, max_steps=4)
     one.trainer.fit(False, pytest.fail)
+    one.trainer.save_beside()
     assert names_of(one.encoder.model) == set(one.before)
     assert all(p.requires_grad for p in one.encoder.model.parameters())
     save_classifier(one.encoder, tmp_path / "out", 48, "head")
@@ -96,3 +99,31 @@ def test_a_resumed_lora_run_starts_from_the_same_matrices(tmp_path):
     a, b, c = (dict(x.encoder.model.named_parameters()) for x in (first, again, other))
     assert all(torch.equal(a[n], b[n]) for n in a)
     assert any("lora_A" in n and not torch.equal(a[n], c[n]) for n in a)
+
+
+@pytest.mark.parametrize("settings", [{"update": "lora", "wise_ft": 0.5}, {"update": "bias", "ema": 0.5}])
+def test_the_adapter_is_that_of_the_saved_model_in_the_units_of_the_targets(tmp_path, settings):
+    one = lesson(tmp_path, task="regression", max_steps=4, **settings)
+    dataset = tiny_dataset(tmp_path / "data-regression", "regression")
+    run = Run(tmp_path / "run")
+    prepared = prepare(one.config, dataset, lambda _: None)
+    trained = train_classifier(prepared, one.config, dataset, run, False, lambda _: None)
+    assert trained.outcome.best_value is not None
+    plain = AutoModelForSequenceClassification.from_pretrained(run.model)
+    base = AutoModelForSequenceClassification.from_pretrained(
+        tmp_path / "model-bert", num_labels=2, ignore_mismatched_sizes=True
+    )
+    expected = logits(plain)
+    assert float(expected[:, 0].mean()) > 50, "folded"
+    torch.testing.assert_close(logits(with_adapter(base, run.path / "adapter")), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mixed_lora_is_half_of_its_change(tmp_path):
+    one = lesson(tmp_path, update="lora", wise_ft=0.5, max_steps=4)
+    twin = lesson(tmp_path, update="lora", max_steps=4)
+    for each in (one, twin):
+        each.trainer.fit(False, pytest.fail)
+    mixed, whole = (dict(each.encoder.model.named_parameters()) for each in (one, twin))
+    for name in stack_of(one.encoder.model).body:
+        expected = 0.5 * (one.before[name] + whole[name].detach())
+        torch.testing.assert_close(mixed[name].detach(), expected, rtol=1e-5, atol=1e-6, msg=name)

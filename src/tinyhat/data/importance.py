@@ -63,7 +63,9 @@ def choose_important(offsets: npt.NDArray[np.int32], text: str, room: int, ranki
         Ascending token positions, int64 [room].
     """
     starts = sentence_starts(text)
-    sentence = np.searchsorted(starts, offsets[:, 0], side="right") - 1
+    # by its last character: tokens of byte-level tokenizers begin at the space before them, in the sentence before
+    last = np.maximum(offsets[:, 1] - 1, offsets[:, 0])
+    sentence = np.searchsorted(starts, last, side="right") - 1
     rank = np.empty(len(starts), np.int64)
     rank[np.argsort(-rank_sentences(text, starts, ranking), kind="stable")] = np.arange(len(starts))
     return np.sort(np.argsort(rank[sentence], kind="stable")[:room]).astype(np.int64)

@@ -18,6 +18,12 @@ MOST = 8_000_000  # characters that are read of a text
 _END = re.compile(r"(?:(?<=[.!?])|(?<=[.!?][\"'”’)\]]))\s+(?=[\"'“‘(\[]*[A-Z])")
 
 
+def require_text(path: str) -> None:
+    """Raise a UserError where `path` is no file."""
+    if not Path(path).is_file():
+        raise UserError(f"{path!r} is not a file: name a text (txt, jsonl, csv or parquet, plain, .gz or .zst)")
+
+
 def read_passages(path: str) -> list[str]:
     """Return stretches of neighbouring lines of about PASSAGE characters, in order; at most MOST characters in all.
 
@@ -27,8 +33,7 @@ def read_passages(path: str) -> list[str]:
     Raises:
         UserError: no such file, or no text in it.
     """
-    if not Path(path).is_file():
-        raise UserError(f"{path!r} is not a file: name a text (txt, jsonl, csv or parquet, plain, .gz or .zst)")
+    require_text(path)
     passages: list[str] = []
     lines: list[str] = []
     size = total = 0

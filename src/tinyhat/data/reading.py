@@ -151,10 +151,10 @@ class Reader:
         if config.max_tokens <= self._templates[True].specials:
             raise UserError(f"reading.max_tokens = {config.max_tokens} leaves no room beside the special tokens")
         room = config.max_tokens - self._templates[False].specials
-        self._step = config.stride or room - config.title_tokens
-        if config.strategy == "windows" and not 0 < self._step <= room - config.title_tokens:
+        step = config.stride or room - config.title_tokens
+        if config.strategy == "windows" and not 0 < step <= room - config.title_tokens:
             raise UserError(
-                f"reading.stride = {self._step} with reading.title_tokens = {config.title_tokens} leaves tokens unread "
+                f"reading.stride = {step} with reading.title_tokens = {config.title_tokens} leaves tokens unread "
                 f"between windows of {room} tokens: their sum must be at most {room}"
             )
 
@@ -178,7 +178,7 @@ class Reader:
         return cached
 
     def _content_hash(self, texts: Sequence[str], pairs: Sequence[str] | None) -> str:
-        digest = hashlib.sha256(b"tinyhat reading 2")
+        digest = hashlib.sha256(b"tinyhat reading 3")
         digest.update(self.tokenizer.to_str().encode())
         digest.update(self.config.model_dump_json(exclude={"vote", "vote_k", "learn", "max_windows"}).encode())
         for column in (texts, pairs or ()):
@@ -229,7 +229,8 @@ class Reader:
             end = text.find("\n", len(text) - len(text.lstrip()))
             within = _offsets(encoding)[: self.config.title_tokens, 1] <= end
             title = np.flatnonzero(within)
-        spans = window_spans(len(encoding), room, self._step, len(title))
+        step = self.config.stride or room - len(title)
+        spans = window_spans(len(encoding), room, step, len(title))
         return [
             np.arange(*span) if not i else np.concatenate([title, np.arange(*span)]) for i, span in enumerate(spans)
         ]

@@ -7,8 +7,8 @@ from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
 from torch.nn import functional
+from transformers import PreTrainedModel
 
 from tinyhat.encoder.forward import packed_inputs, rectangle
 from tinyhat.encoder.load import Encoder, load_masked_lm_model
@@ -58,7 +58,7 @@ class MaskedHead:
         mask_id: of [MASK].
     """
 
-    def __init__(self, model: nn.Module, mask_id: int) -> None:
+    def __init__(self, model: PreTrainedModel, mask_id: int) -> None:
         self.model, self.mask_id = model, mask_id
 
     def loss(self, encoder: Encoder, pack: Pack, device: torch.device) -> torch.Tensor:
@@ -70,6 +70,7 @@ class MaskedHead:
             device: where the encoder is.
         """
         assert pack.token_targets is not None
+        self._follow_body()
         total = torch.zeros((), device=device)
         for inputs, where in plain_batches(encoder, pack, device):
             logits = self.model(**inputs).logits.flatten(0, 1)
@@ -77,6 +78,14 @@ class MaskedHead:
             kept = asked != NOT_ASKED
             total = total + functional.cross_entropy(logits[kept].float(), asked[kept], reduction="sum")
         return total
+
+    def _follow_body(self) -> None:
+        """Put the head where the body is by now: a trainer moves that to its device, a plan may store it in 16 bits."""
+        like, body = self.model.get_input_embeddings().weight, self.model.base_model
+        with torch.inference_mode(False), torch.no_grad():
+            for part in self.model.children():
+                if part is not body:
+                    part.to(like.device, like.dtype)
 
 
 def load_masked_lm(encoder: Encoder) -> MaskedHead | None:
@@ -97,5 +106,4 @@ def load_masked_lm(encoder: Encoder) -> MaskedHead | None:
     for parameter in model.parameters():
         if id(parameter) not in body:
             parameter.requires_grad_(False)
-    model.to(next(encoder.model.parameters()).device)
     return MaskedHead(model, int(mask_id))

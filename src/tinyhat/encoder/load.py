@@ -28,7 +28,7 @@ from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
 from tinyhat.encoder.hub import hub_source
-from tinyhat.encoder.long import LOCAL, extend_positions, local_attention, long_notes, sparse_in_fp32
+from tinyhat.encoder.long import LOCAL, extend_positions, local_attention, sparse_in_fp32
 from tinyhat.encoder.ltg_bert.transfer import check_transfer
 from tinyhat.encoder.path import choose_path
 from tinyhat.encoder.quiet import quiet
@@ -118,7 +118,7 @@ def load_encoder(
         notes = _notes(model, report)
     if config.extend_positions is not None:
         extend_positions(model, config.extend_positions, _first_position(model))
-    encoder = _build(name, model, tokenizer, config, [*notes, *long_notes(model, max_tokens)])
+    encoder = _build(name, model, tokenizer, config, notes)
     if encoder.max_positions is not None and max_tokens > encoder.max_positions:
         raise UserError(
             f"reading.max_tokens = {max_tokens} is more than the {encoder.max_positions} positions of {name}: "

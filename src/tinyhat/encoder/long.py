@@ -57,8 +57,16 @@ def local_attention(model: PreTrainedModel, window: int) -> None:
     Args:
         model: a classifier whose layers are the largest ``ModuleList`` in its encoder.
         window: tokens.
+
+    Raises:
+        UserError: there is one list entry for all layers (ALBERT shares its weights), or one layer: none would change.
     """
     _, layers = layer_list(model.base_model)
+    if len(layers) < 2:
+        raise UserError(
+            f"encoder.local_attention = {window}: {type(model).__name__} has no layer below the last one, so nothing "
+            "would change; leave it out"
+        )
     for layer in layers[:-1]:
         for module in layer.modules():
             vars(module)["sliding_window"] = window // 2 + 1
@@ -76,15 +84,15 @@ def full_attention_tokens(model: nn.Module) -> int | None:
     return int((5 + 2 * config.num_random_blocks) * config.block_size)
 
 
-def long_notes(model: PreTrainedModel, max_tokens: int) -> list[str]:
-    """Return what a user should know about a long encoder with sequences of at most `max_tokens`."""
+def long_notes(model: PreTrainedModel, longest: int) -> list[str]:
+    """Return what a user should know about a long encoder that learns from sequences of at most `longest` tokens."""
     least = full_attention_tokens(model)
     if least is None:
         return []
-    if max_tokens <= least:
+    if longest <= least:
         return [
-            f"BigBird's attention is full, not block-sparse, with sequences of {max_tokens} tokens: it is sparse above "
-            f"{least} tokens"
+            f"BigBird's attention is full, not block-sparse: the longest sequence has {longest} tokens, it is sparse "
+            f"above {least}"
         ]
     return [f"BigBird's attention is block-sparse above {least} tokens, and full in shorter batches"]
 

@@ -69,9 +69,16 @@ class TransformerVote(nn.Module):
 
 
 def check_vote(config: ReadingConfig) -> None:
-    """Raise a UserError where a vote cannot be learned from."""
-    if config.strategy != "windows" and config.vote != "mean":
-        raise UserError(f"reading.vote = {config.vote!r} needs windows: set --windows (reading.strategy=windows)")
+    """Refuse what only windows have where there are none, and a vote that cannot be learned from.
+
+    Raises:
+        UserError: one of these.
+    """
+    if config.strategy != "windows":
+        for key in ("vote", "stride", "title_tokens", "learn"):
+            value = getattr(config, key)
+            if value != ReadingConfig.model_fields[key].default:
+                raise UserError(f"reading.{key} = {value!r} needs windows: set --windows (reading.strategy=windows)")
     if config.learn == "document" and config.vote == "majority":
         raise UserError("reading.vote = 'majority' has no gradient: set reading.learn=windows, or another vote")
 

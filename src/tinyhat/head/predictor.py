@@ -13,7 +13,7 @@ from tinyhat.data.reading import Reader, Reading
 from tinyhat.encoder.forward import forward_pack
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
-from tinyhat.head.learned_vote import learned_logits, vote_of, with_vectors
+from tinyhat.head.learned_vote import HEADS, TransformerVote, learned_logits, vote_of, with_vectors
 from tinyhat.head.output import compute_in_fp32, output_layer
 from tinyhat.head.vote import as_rectangle, vote_logits
 from tinyhat.types import Document, FloatArray, IntArray, Prediction, Task
@@ -72,7 +72,7 @@ class TorchPredictor:
         """Return float32 [N, L] logits, and int64 [N, L] which window of a document has the highest logit of its own.
 
         The windows of a document may lie in several packs; only their logits (and vectors, for a learned vote) are
-        held, for as many documents at a time as PACK_LOGITS allows. Without windows there are no speakers.
+        held, for as many documents at a time as PACK_LOGITS numbers allow. Without windows there are no speakers.
         """
         model = self.encoder.model
         self.numeric_plan.store(model)
@@ -104,7 +104,10 @@ class TorchPredictor:
         labels = int(self.encoder.model.config.num_labels)
         logits = np.zeros((len(reading), labels), np.float32)
         speaker = np.zeros((len(reading), labels), np.int64)
-        for begin, end in _groups(reading.window_counts, PACK_LOGITS // labels):
+        vote = vote_of(self.encoder.model)
+        width = output_layer(self.encoder.model, labels).in_features if vote is not None else 0
+        heads = HEADS if isinstance(vote, TransformerVote) else 0
+        for begin, end in _groups(reading.window_counts, PACK_LOGITS, labels + width, heads):
             logits[begin:end], speaker[begin:end] = self._vote(_part(reading, begin, end))
             if progress:
                 progress(end - begin)
@@ -146,14 +149,22 @@ def _look_ahead(documents: Iterator[Document], windowed: bool) -> Iterator[list[
         yield held
 
 
-def _groups(counts: IntArray, most: int) -> Iterator[tuple[int, int]]:
-    """Cut documents, in order, into groups whose rectangle (documents x windows of the longest) is at most `most`."""
+def _groups(counts: IntArray, most: int, width: int, heads: int = 0) -> Iterator[tuple[int, int]]:
+    """Cut documents, in order, into groups that make a vote compute at most `most` numbers; one document may need more.
+
+    Args:
+        counts: int64 [N], windows of each document.
+        most: see above.
+        width: numbers of a window: its logits, and its vector for a learned vote.
+        heads: of a vote in which windows attend to one another: it has a number for each two of them, too.
+    """
     begin = longest = 0
     for end, count in enumerate(counts):
-        if end > begin and (end - begin + 1) * max(longest, count) > most:
+        side = max(longest, int(count))
+        if end > begin and (end - begin + 1) * side * (width + heads * side) > most:
             yield begin, end
-            begin, longest = end, 0
-        longest = max(longest, int(count))
+            begin, side = end, int(count)
+        longest = side
     if begin < len(counts):
         yield begin, len(counts)
 

@@ -83,9 +83,10 @@ class Mixout(Strategy):
 
 
 class WiseFT(Strategy):
-    """Keep (1 - share) w0 + share w of every weight of the body at the end (Wortsman et al. 2022, WiSE-FT).
+    """Measure and keep (1 - share) w0 + share w of every weight of the body (Wortsman et al. 2022, WiSE-FT).
 
-    The head, which has no pretrained weights, stays as trained. Thresholds are tuned afterwards, on the mixed weights.
+    The head, which has no pretrained weights, stays as trained. The change of an adapter is mixed by its second factor,
+    which starts at 0: share x B A.
 
     Args:
         share: of the fine-tuned weights (alpha there); 1 changes nothing.
@@ -94,16 +95,30 @@ class WiseFT(Strategy):
     def __init__(self, share: float) -> None:
         self.share = share
         self._anchors: Pairs = []
+        self._trained: list[torch.Tensor] = []
 
     def prepare(self, encoder: Encoder) -> None:
         """Copy the body as loaded."""
-        self._anchors = _anchors(encoder)
+        first = {id(p) for name, p in encoder.model.named_parameters() if "lora_A" in name}
+        self._anchors = [(p, start) for p, start in _anchors(encoder) if id(p) not in first]
 
     @torch.no_grad()
-    def finish(self) -> None:
-        """Mix."""
+    def show(self) -> None:
+        """Put the mixture in place."""
+        self._trained = [parameter.detach().clone() for parameter, _ in self._anchors]
         for parameter, start in self._anchors:
             parameter.copy_(torch.lerp(start, parameter, self.share))
+
+    @torch.no_grad()
+    def hide(self) -> None:
+        """Put the trained weights back."""
+        for (parameter, _), trained in zip(self._anchors, self._trained, strict=True):
+            parameter.copy_(trained)
+        self._trained = []
+
+    def finish(self) -> None:
+        """Let go of the copies: the mixture stays."""
+        self._anchors, self._trained = [], []
 
 
 class Average(Strategy):

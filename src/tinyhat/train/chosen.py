@@ -7,12 +7,14 @@ from pathlib import Path
 import torch
 
 from tinyhat.config import TrainConfig
+from tinyhat.data.passages import require_text
+from tinyhat.encoder.layers import stack_of
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.precision import Plan
 from tinyhat.errors import UserError
 from tinyhat.train.anchor import L2SP, Average, Mixout, WiseFT
-from tinyhat.train.freeze import Freeze, Gradual, Reinitialise
-from tinyhat.train.lora import BiasOnly, Lora
+from tinyhat.train.freeze import Freeze, Gradual, Reinitialise, require_layers
+from tinyhat.train.lora import BiasOnly, Lora, require_peft
 from tinyhat.train.precision import TrainPlan
 from tinyhat.train.replay import Replay
 from tinyhat.train.strategy import Strategy
@@ -40,6 +42,25 @@ def check_strategies(config: TrainConfig, task: Task) -> None:
     if config.update == "head" and config.replay:
         raise UserError("train.replay pulls on the body, which train.update = 'head' freezes: leave one of the two out")
     _check_loss(config, task)
+
+
+def check_parts(config: TrainConfig, encoder: Encoder, plan: Plan) -> None:
+    """Refuse what this encoder or this machine does not have, before time is spent.
+
+    Raises:
+        UserError: more layers than there are, an adapter without peft, a text that is not there, or a plan that stores
+            weights or scales gradients so that a strategy would miss its aim.
+    """
+    _check_plan(config, plan)
+    layers = len(stack_of(encoder.model).layers)
+    if config.update == "top":
+        require_layers("top_layers", config.top_layers, layers, encoder.name)
+    require_layers("reinit_layers", config.reinit_layers, layers, encoder.name)
+    if config.update in ("lora", "bias"):
+        require_peft(f"train.update = {config.update!r}")
+    for path in (config.replay, config.forgetting):
+        if path is not None:
+            require_text(path)
 
 
 def _check_loss(config: TrainConfig, task: Task) -> None:
@@ -87,11 +108,7 @@ def build_strategies(
         adapter: folder for an adapter.
         plan: in which replay computes.
         device: where.
-
-    Raises:
-        UserError: the plan stores weights or scales gradients so that a strategy would miss its aim.
     """
-    _check_plan(config, plan)
     found: list[Strategy] = []
     if config.reinit_layers:
         found.append(Reinitialise(config.reinit_layers, config.seed))
@@ -101,7 +118,7 @@ def build_strategies(
         found.append(Lora(config.lora_rank, config.lora_alpha, adapter, config.seed))
     elif config.update == "bias":
         found.append(BiasOnly(adapter))
-    if config.freeze_embeddings and config.update in ("all", "gradual"):
+    if config.freeze_embeddings and config.update in ("all", "gradual", "bias"):
         found.append(Freeze("embeddings"))
     if config.replay:
         found.append(Replay(encoder, config, plan, device))

@@ -15,6 +15,7 @@ from tinyhat.config import Config, TuneConfig
 from tinyhat.data.dataset import Dataset, Split
 from tinyhat.data.reading import Reader
 from tinyhat.encoder.load import Encoder, backend_tokenizer, load_encoder
+from tinyhat.encoder.long import long_notes
 from tinyhat.encoder.precision import pick_device
 from tinyhat.errors import UserError
 from tinyhat.evaluate.metrics import MAIN_METRIC
@@ -23,7 +24,7 @@ from tinyhat.head.learned_vote import attach_vote, check_vote, save_vote, withou
 from tinyhat.head.output import fold_scale, output_layer, start_at_prior
 from tinyhat.head.predictor import TorchPredictor
 from tinyhat.run import Run, atomic_path
-from tinyhat.train.chosen import build_strategies, check_strategies
+from tinyhat.train.chosen import build_strategies, check_parts, check_strategies
 from tinyhat.train.forgetting import Forgetting
 from tinyhat.train.loop import Evaluation, Outcome, Trainer
 from tinyhat.train.objective import Classify, Material
@@ -71,7 +72,8 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
     """Load the encoder with a fresh head and choose the plan.
 
     Raises:
-        UserError: unknown model or plan, too many tokens for the model, a head that cannot learn this task.
+        UserError: unknown model or plan, too many tokens for the model, a head that cannot learn this task, a reading
+            that does not fit, parts that are not there.
     """
     check_strategies(config.train, dataset.task)
     device = pick_device()
@@ -83,6 +85,9 @@ def prepare(config: Config, dataset: Dataset, say: Say) -> Prepared:
             f"encoder.model = {encoder.name!r}: its head has no bias and cannot learn numbers; take another"
         )
     check_vote(config.reading)
+    check_parts(config.train, encoder, plan)
+    first = next(iter(dataset.splits.values())).take(np.arange(1))
+    Reader(backend_tokenizer(encoder), config.reading).read(first.texts, first.pairs)  # strides, pairs in windows
     if config.reading.strategy == "windows":
         attach_vote(encoder.model, len(names), config.reading.vote, seed)
     say(f"encoder: {encoder.name}, {_parameters(encoder) / 1e6:.1f}M parameters, {encoder.reason}")
@@ -113,12 +118,20 @@ def train_classifier(
     evaluate = _evaluation(predictor, dataset.splits["dev"], config, watch) if "dev" in dataset.splits else None
     trainer, mean, std = build_trainer(prepared, config, dataset, run, evaluate)
     layer = output_layer(encoder.model, len(dataset.labels))
+    assert isinstance(trainer.objective, Classify)
+    longest = int(trainer.objective.material.reading.sequence_lengths.max())
+    for note in long_notes(encoder.model, longest):
+        say(f"encoder: {note}")
     rate = base_rate(config.train, int(encoder.model.config.hidden_size))
     say(f"train: {len(dataset.splits['train'])} documents, {trainer.steps} steps of {config.train.batch_size}, "
         f"rate {rate:.2g} (head x {config.train.head_rate:g}), {config.train.schedule} schedule")  # fmt: skip
+    for strategy in trainer.strategies:
+        if (remark := strategy.note(trainer.steps)) is not None:
+            say(f"train: {remark}")
     outcome = trainer.fit(resume, say)
     if dataset.task == "regression":
         fold_scale(layer, mean, std)
+    trainer.save_beside()
     if is_first():
         save_classifier(encoder, run.model, config.reading.max_tokens, config.reading.strategy)
     facts = {

@@ -38,7 +38,7 @@ class Freeze(Strategy):
         elif self.part == "bias":
             learns |= {name for name in stack.body if name.rpartition(".")[2] == "bias"}
         elif self.part == "top":
-            _require_layers("top_layers", self.layers, len(stack.layers), encoder.name)
+            require_layers("top_layers", self.layers, len(stack.layers), encoder.name)
             learns |= {name for layer in stack.layers[-self.layers :] for name in layer} | set(stack.pooler)
         for name, parameter in encoder.model.named_parameters():
             if name not in learns:
@@ -64,6 +64,17 @@ class Gradual(Strategy):
         by_name = dict(encoder.model.named_parameters())
         parts = [[by_name[n] for n in group if by_name[n].requires_grad] for group in stack_of(encoder.model).groups()]
         self._groups = [part for part in parts if part]
+
+    def note(self, steps: int) -> str | None:
+        """Say how many parts never learn, where training is too short to come to them."""
+        reached = 1 + (steps - 1) // self.every
+        if reached >= len(self._groups):
+            return None
+        return (
+            f"train.update = 'gradual': {len(self._groups) - reached} of {len(self._groups)} parts never learn, one "
+            f"joins every {self.every} steps of {steps}; set train.unfreeze_every to "
+            f"{max(1, (steps - 1) // (len(self._groups) - 1))} or less, or train for longer"
+        )
 
     def before_step(self, step: int) -> None:
         """Let gradients stop where learning stops: what is below is not computed."""
@@ -103,7 +114,7 @@ class Reinitialise(Strategy):
         """
         model = encoder.model
         _, layers = layer_list(model.base_model)
-        _require_layers("reinit_layers", self.layers, len(layers), encoder.name)
+        require_layers("reinit_layers", self.layers, len(layers), encoder.name)
         modules = [module for layer in layers[-self.layers :] for module in layer.modules()]
         pooler = getattr(model.base_model, "pooler", None)
         modules += list(pooler.modules()) if isinstance(pooler, nn.Module) else []
@@ -115,7 +126,8 @@ class Reinitialise(Strategy):
                 model._init_weights(module)
 
 
-def _require_layers(key: str, asked: int, there: int, name: str) -> None:
+def require_layers(key: str, asked: int, there: int, name: str) -> None:
+    """Raise a UserError where ``train.KEY`` asks for more layers than the `there` of encoder `name`."""
     if asked > there:
         raise UserError(f"train.{key} = {asked}: {name} has {there} layers; set it to {there} or less")
 

@@ -116,6 +116,11 @@ class Trainer:
             log.close()
         return self._outcome()
 
+    def save_beside(self) -> None:
+        """Write what strategies keep beside the model, once its weights are as they will be saved."""
+        for strategy in self.strategies:
+            strategy.save()
+
     def train_step(self) -> dict[str, Any]:
         """Do one optimiser step and return its log line."""
         begin = time.perf_counter()
@@ -146,7 +151,7 @@ class Trainer:
         if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.update.overflowed(norm)):
             raise DivergedError(
                 f"training diverged at step {step + 1} (loss {mean_loss}, gradient norm {norm}); "
-                "lower train.learning_rate or set train.plan=fp32, then start again or --resume"
+                "start a new run with a lower train.learning_rate or with train.plan=fp32 (--resume keeps the settings)"
             )
         self.update.step(self.optimizer, norm)
         for strategy in self.strategies:
@@ -192,7 +197,7 @@ class Trainer:
             self.progress.worse += 1
             patience = self.config.patience
             self.progress.stopped = patience is not None and self.progress.worse >= patience
-        for strategy in self.strategies:
+        for strategy in reversed(self.strategies):
             strategy.hide()
         return {"metric": metric, "value": value}
 

@@ -38,6 +38,7 @@ class Lora(Strategy):
         self.rank, self.alpha, self.folder, self.seed = rank, alpha, folder, seed
         self._tuner: Any = None
         self._encoder: Encoder | None = None
+        self._learned: dict[str, nn.Parameter] = {}
 
     def prepare(self, encoder: Encoder) -> None:
         """Put the adapter into the model, which stays the same object, and freeze the rest of its body.
@@ -45,7 +46,7 @@ class Lora(Strategy):
         Raises:
             UserError: peft is not installed, or the layers hold no linear module.
         """
-        peft = _peft("train.update = 'lora'")
+        peft = require_peft("train.update = 'lora'")
         model, head = encoder.model, stack_of(encoder.model).head
         targets = linear_names(model)
         if not targets:
@@ -58,16 +59,22 @@ class Lora(Strategy):
             parameter.requires_grad_("lora_" in name or name in head)
 
     def finish(self) -> None:
-        """Write the adapter, merge it, and leave a stock model behind."""
+        """Merge the adapter and leave a stock model behind."""
         assert self._encoder is not None
-        encoder, peft = self._encoder, _peft("train.update = 'lora'")
-        learned = {n.replace(f".{NAME}.", "."): p for n, p in encoder.model.named_parameters() if p.requires_grad}
-        targets = linear_names(encoder.model)
-        head = _head_modules(encoder.model)
-        write_adapter(self.folder, self._settings(peft, targets, head, encoder.name), learned)
+        model = self._encoder.model
+        self._learned = {n.replace(f".{NAME}.", "."): p for n, p in model.named_parameters() if p.requires_grad}
         self._tuner.merge_and_unload()
-        for parameter in encoder.model.parameters():
+        for parameter in model.parameters():
             parameter.requires_grad_(True)
+
+    def save(self) -> None:
+        """Write the adapter, with the head as it is in the saved model."""
+        assert self._encoder is not None
+        model = self._encoder.model
+        settings = self._settings(
+            require_peft("train.update = 'lora'"), linear_names(model), _head_modules(model), self._encoder.name
+        )
+        write_adapter(self.folder, settings, self._learned)
 
     def _settings(self, peft: Any, targets: list[str], head: list[str] | None = None, name: str | None = None) -> Any:
         return peft.LoraConfig(
@@ -87,6 +94,7 @@ class BiasOnly(Freeze):
         super().__init__("bias")
         self.folder = folder
         self._encoder: Encoder | None = None
+        self._learned: dict[str, nn.Parameter] = {}
 
     def prepare(self, encoder: Encoder) -> None:
         """Freeze the rest.
@@ -94,22 +102,30 @@ class BiasOnly(Freeze):
         Raises:
             UserError: the body has no bias, or peft is not installed.
         """
-        _peft("train.update = 'bias'")
+        require_peft("train.update = 'bias'")
         super().prepare(encoder)
         self._encoder = encoder
         if not any(p.requires_grad for p in encoder.model.base_model.parameters()):
             raise UserError(f"train.update = 'bias': the body of {encoder.name} has no bias; take 'head' or 'lora'")
 
     def finish(self) -> None:
-        """Write the adapter."""
+        """Leave a stock model behind."""
         assert self._encoder is not None
-        peft, model = _peft("train.update = 'bias'"), self._encoder.model
+        model = self._encoder.model
+        self._learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        for parameter in model.parameters():
+            parameter.requires_grad_(True)
+
+    def save(self) -> None:
+        """Write the adapter, with the head as it is in the saved model."""
+        assert self._encoder is not None
+        peft, model = require_peft("train.update = 'bias'"), self._encoder.model
         target = linear_names(model)[0]
         settings = peft.LoraConfig(
             r=1, lora_alpha=1, target_modules=[target], bias="all", modules_to_save=_head_modules(model),
             base_model_name_or_path=self._encoder.name, task_type="SEQ_CLS", inference_mode=True,
         )  # fmt: skip
-        learned = {n: p for n, p in model.named_parameters() if p.requires_grad}
+        learned = dict(self._learned)
         layer = model.get_submodule(target)
         assert isinstance(layer, nn.Linear)
         if f"{target}.bias" in learned:  # peft moves the layer it changes one level down
@@ -117,8 +133,6 @@ class BiasOnly(Freeze):
         learned[f"{target}.lora_A.weight"] = nn.Parameter(torch.zeros(1, layer.in_features))
         learned[f"{target}.lora_B.weight"] = nn.Parameter(torch.zeros(layer.out_features, 1))
         write_adapter(self.folder, settings, learned)
-        for parameter in model.parameters():
-            parameter.requires_grad_(True)
 
 
 def linear_names(model: Any) -> list[str]:
@@ -159,7 +173,12 @@ def _head_modules(model: Any) -> list[str]:
     return sorted({name.partition(".")[0] for name in stack_of(model).head})
 
 
-def _peft(wanted_by: str) -> Any:
+def require_peft(wanted_by: str) -> Any:
+    """Import peft.
+
+    Raises:
+        UserError: it is not installed, and `wanted_by` needs it.
+    """
     noisy = logging.getLogger("bitsandbytes")  # peft imports it where it is installed, and it reports its kernels
     level = noisy.level
     noisy.setLevel(logging.ERROR)

@@ -16,6 +16,10 @@ class Strategy:
     def prepare(self, encoder: Encoder) -> None:
         """Before the optimiser is built, with the weights as loaded: freeze, wrap, initialise anew."""
 
+    def note(self, steps: int) -> str | None:
+        """Return what a user should know before a training of so many steps, in one sentence, or None."""
+        return None
+
     def before_step(self, step: int) -> None:
         """Before the forward pass of `step`, after gradients were cleared."""
 
@@ -29,10 +33,13 @@ class Strategy:
         """Put the weights in place that are measured and kept, where these are not the ones that are trained."""
 
     def hide(self) -> None:
-        """Put the trained weights back."""
+        """Put the trained weights back; of several strategies the last one first."""
 
     def finish(self) -> None:
-        """After the last step, with the chosen weights in place."""
+        """After the last step, with the chosen weights in place as `show` puts them."""
+
+    def save(self) -> None:
+        """After `finish`, with all in the weights that will be saved: write what is kept beside the model."""
 
     def state(self) -> dict[str, torch.Tensor]:
         """Return the tensors a checkpoint must keep, by name."""
