@@ -20,7 +20,7 @@ SUFFIXES = ("npy", "h5", "parquet", "safetensors", "faiss")
 
 
 def main() -> None:
-    """For each store: one undisturbed run, one killed `--kills` times before it ended; print what differs, exit with 1 if anything."""
+    """For each store one undisturbed run and one killed `--kills` times; print what differs, exit with 1 if anything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--documents", type=int, default=6000)
