@@ -1,6 +1,6 @@
 """SIGKILL `tinyhat embed` at random moments, resume until it is done, and compare every file with an undisturbed run.
 
-    python benchmarks/embed_kill.py [--kills 20] [--documents 6000]
+python benchmarks/embed_kill.py [--kills 20] [--documents 6000]
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ SUFFIXES = ("npy", "h5", "parquet", "safetensors", "faiss")
 
 
 def main() -> None:
-    """For each store one undisturbed run and one killed `--kills` times; print what differs, exit with 1 if anything."""
+    """Each store: one undisturbed run and one killed `--kills` times; print what differs, exit with 1 if anything."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default="minilm")
     parser.add_argument("--documents", type=int, default=6000)
