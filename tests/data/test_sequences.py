@@ -119,7 +119,7 @@ def test_the_end_of_one_long_line_can_be_held_out(end):
     text = "one two three " * 300 + end
     train, validation = hold_out([text], 0.1, 0)
     assert train[0] + validation[0] == text
-    assert 0.05 * len(text) < len(validation[0]) <= 0.1 * len(text)
+    assert 0.05 * len(text) < len(validation[0]) <= 0.1 * len(text) + 3
     assert validation[0].startswith(("one ", "two ", "three "))
 
 

@@ -90,8 +90,8 @@ def hold_out(texts: Sequence[str], share: float, seed: int) -> tuple[list[str], 
         if wanted < 1 or wanted < total / 2 < len(texts[i]):  # no small rest is cut from a document
             break
         text = texts[i]
-        # what follows the last word is nothing to hold out
-        at = 0 if len(text) <= 1.5 * wanted else _cut(text, len(text) - int(wanted), len(text.rstrip()))
+        end = len(text.rstrip())  # white space behind the last word is nothing to hold out
+        at = 0 if len(text) <= 1.5 * wanted else _cut(text, max(0, end - int(wanted)), end)
         train[i], part = text[:at], text[at:]
         validation.append(part)
         wanted -= len(part)
