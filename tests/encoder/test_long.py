@@ -11,7 +11,9 @@ from transformers import AutoModelForSequenceClassification
 from tinyhat.config import EncoderConfig, ReadingConfig
 from tinyhat.data.packing import build_pack
 from tinyhat.data.reading import Reader, Reading
+from tinyhat.embed.states import layer_states
 from tinyhat.encoder.forward import forward_pack
+from tinyhat.encoder.hidden import hidden_states
 from tinyhat.encoder.layers import layer_list
 from tinyhat.encoder.load import backend_tokenizer, load_encoder, load_trained, wrap_model
 from tinyhat.encoder.long import extend_positions, full_attention_tokens, long_inputs, long_notes
@@ -100,6 +102,18 @@ def test_a_bigbird_document_does_not_depend_on_its_neighbours():
         found = forward_pack(encoder, pack, CPU)
         torch.testing.assert_close(found[:6], one_by_one(sparse, pack)[:6], rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(found[6:], one_by_one(full, pack)[6:], rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["longformer", "big_bird"])
+def test_hidden_states_for_training_are_those_for_embeddings(family):
+    """Longformer's first token sees all in both; BigBird's last block is filled up and cut off again."""
+    model = tiny_model(family, "single", **FAMILIES[family]).eval()
+    encoder = wrap_model(family, model, tiny_tokenizer("wordpiece"), EncoderConfig())
+    pack = pack_of(encoder, [300, 9, 300])
+    with torch.inference_mode():
+        found, expected = hidden_states(encoder, pack, CPU), layer_states(encoder, pack, CPU, every=True)
+    for layer, state in zip(found, expected, strict=True):
+        torch.testing.assert_close(layer, state, rtol=1e-4, atol=1e-5)
 
 
 def test_bigbird_trains_in_bf16_and_changing_its_attention_draws_no_random_numbers():
