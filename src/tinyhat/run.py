@@ -79,6 +79,19 @@ def read_json(path: Path) -> Any:
         raise UserError(f"{path} is not valid JSON ({error}); it was cut off or edited") from None
 
 
+def read_log(path: Path) -> list[dict[str, Any]]:
+    """Return the lines of log.jsonl; one cut off by a killed run is passed over, and so is a file that is not there."""
+    lines = []
+    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        try:
+            line = json.loads(text)
+        except json.JSONDecodeError:
+            continue
+        if isinstance(line, dict) and "step" in line:
+            lines.append(line)
+    return lines
+
+
 def remove(path: Path) -> None:
     """Remove a file or a folder with all it holds, or nothing if it is not there."""
     if path.is_dir() and not path.is_symlink():

@@ -21,8 +21,7 @@ from tinyhat.data.dataset import Dataset
 from tinyhat.data.read import read_dataset
 from tinyhat.errors import UserError, missing_extra
 from tinyhat.evaluate.metrics import MAIN_METRIC
-from tinyhat.report.figures import read_log
-from tinyhat.run import Run, read_json, remove, write_bytes, write_json
+from tinyhat.run import Run, read_json, read_log, remove, write_bytes, write_json
 from tinyhat.train.classifier import Say, prepare, train_classifier
 from tinyhat.verb import make_callable
 

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,19 +15,6 @@ from tinyhat.report.numbers import readable
 from tinyhat.types import Scores
 
 SHOWN_TARGETS = 6
-
-
-def read_log(path: Path) -> list[dict[str, Any]]:
-    """Return the lines of log.jsonl; a line cut off by a killed run is passed over."""
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
-            continue
-        if isinstance(line, dict) and "step" in line:
-            lines.append(line)
-    return lines
 
 
 def run_plots(log: list[dict[str, Any]], metrics: Mapping[str, Any]) -> dict[str, Any]:

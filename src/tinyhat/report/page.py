@@ -18,7 +18,7 @@ from tinyhat.evaluate.bootstrap import without_width
 from tinyhat.evaluate.per_label import LabelRow, label_table, worst_and_best
 from tinyhat.evaluate.single import confusion
 from tinyhat.report import plots
-from tinyhat.report.figures import label_plots, read_log, regression_plots, run_plots
+from tinyhat.report.figures import label_plots, regression_plots, run_plots
 from tinyhat.report.forgetting import forgetting_section
 from tinyhat.report.mistakes import multi_mistakes, regression_mistakes, single_mistakes
 from tinyhat.report.numbers import (
@@ -32,7 +32,7 @@ from tinyhat.report.numbers import (
     show_seconds,
     verdict,
 )  # fmt: skip
-from tinyhat.run import Run, read_json, write_bytes
+from tinyhat.run import Run, read_json, read_log, write_bytes
 from tinyhat.tune.decided import Csr
 from tinyhat.types import Scores
 

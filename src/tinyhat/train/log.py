@@ -14,7 +14,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from tinyhat.errors import missing_extra
-from tinyhat.run import write_bytes
+from tinyhat.run import read_log, write_bytes
 
 LINE_SECONDS = 30.0  # where stderr is no terminal, one line this often
 
@@ -30,7 +30,7 @@ class StepLog:
 
     def __init__(self, path: Path, step: int, tensorboard: Path | None = None) -> None:
         if path != Path(os.devnull):
-            kept = [line for line in _lines(path) if line["step"] <= step]
+            kept = [line for line in read_log(path) if line["step"] <= step]
             write_bytes(path, "".join(json.dumps(line) + "\n" for line in kept).encode())
         self._stream = path.open("a", encoding="utf-8")
         self._writer = _tensorboard(tensorboard, step) if tensorboard else None
@@ -53,16 +53,6 @@ class StepLog:
         self._stream.close()
         if self._writer:
             self._writer.close()
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    lines = []
-    for text in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue  # the last line of a killed run may be cut
-    return lines
 
 
 def _tensorboard(folder: Path, step: int) -> Any:
