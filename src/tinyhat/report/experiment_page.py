@@ -174,7 +174,10 @@ def _plots(rows: Mapping[tuple[str, ...], Mapping[str, Runs]], folder: Path) -> 
                 points[plan] = (speed.mean, value.mean, value.deviation or 0.0)
         title = task.replace("_", " ")
         drawn.append(
-            (f"{title}: speed against quality", experiment_plots.frontier(f"{task}-frontier", quality, points))
+            (
+                f"{title}: speed against quality",
+                experiment_plots.frontier(f"{task}-frontier", quality, points, "loss" in quality),
+            )
         )
         for name, label in (("gradient_norm", "gradient norm"), ("largest_logit", "largest logit"), ("loss", "loss")):
             curves = {plan: _curve(folder, runs, name) for plan, runs in plans.items()}
