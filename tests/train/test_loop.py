@@ -9,6 +9,7 @@ import pytest
 import torch
 from tests.tiny.corpus import tiny_dataset
 from tests.tiny.models import save_tiny
+from tests.train.strategies import lesson
 
 from tinyhat.config import Config, build_config
 from tinyhat.errors import UserError
@@ -168,3 +169,10 @@ def test_a_log_line_says_what_a_step_did(tmp_path):
     assert [line["step"] for line in steps] == [1, 2, 3, 4, 5, 6]
     for key in ("loss", "gradient_norm", "rate", "documents_per_second", "tokens_per_second", "memory_gb"):
         assert all(line[key] > 0 for line in steps), key
+
+
+def test_a_rate_that_an_optimizer_keeps_as_a_tensor_is_logged_as_a_number(tmp_path):
+    one = lesson(tmp_path)
+    for group in one.trainer.optimizer.param_groups:  # torchao's fp8 AdamW does so
+        group["base_lr"] = torch.tensor(group["base_lr"])
+    assert json.loads(json.dumps(one.trainer.train_step()))["rate"] == pytest.approx(1e-3)

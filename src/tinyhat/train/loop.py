@@ -227,7 +227,7 @@ class Trainer:
             "epoch": round(self.steps_plan.epoch_of(self.progress.step), 4),
             "loss": loss,
             "gradient_norm": norm if math.isfinite(norm) else None,
-            "rate": self.optimizer.param_groups[0]["lr"],
+            "rate": float(self.optimizer.param_groups[0]["lr"]),
             **self.update.facts(),
             "documents_per_second": round(documents / seconds, 2),
             "tokens_per_second": round(tokens / seconds, 1),
