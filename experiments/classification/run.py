@@ -48,8 +48,8 @@ def prepare(options: argparse.Namespace, settings: Settings) -> Grid:
         UserError: model or data cannot be had, or do not belong together.
     """
     require_counts(options, ("dev_limit",))
-    data = load(options, settings.max_tokens)
     try:
+        data = load(options, settings.max_tokens)
         encoder = build(options.model, data.labels, settings.max_tokens, 0, options.head, "padded")
     except UserError as error:
         other = f"; or --model {UNTRAINED}: the same shape, random weights" if "cannot be reached" in str(error) else ""

@@ -148,3 +148,19 @@ def test_random_weights_are_those_of_the_seed_in_both_layouts(load_script, monke
         assert any(".layer.1." in n for n in matrices)
         assert any("classifier" in n for n in matrices)
         assert not any(torch.equal(packed[n], other[n]) for n in matrices)
+
+
+@pytest.mark.parametrize("given", ["--tokens", "--data"])
+def test_an_unreachable_hub_names_what_can_be_had(folder, tmp_path, mistake, given):
+    where = folder / "tokens.xz"
+    if given == "--data":
+        where = tmp_path / "laws"
+        for split in ("train", "dev"):
+            (where / "dataset" / split).mkdir(parents=True)
+            text = {"header": "A law", "recitals": "", "main_body": ["Article"], "attachments": ""}
+            for i in "12":
+                law = text | {"celex_id": f"{split}{i}", "concepts": [i]}
+                (where / "dataset" / split / f"{i}.json").write_text(json.dumps(law))
+    said = mistake("classification", given, where, "--model", "nobody/nothing", "--out", tmp_path / "out")
+    assert "minilm" in said
+    assert f"--model {UNTRAINED}" in said
