@@ -256,7 +256,9 @@ def test_what_is_refused_and_nothing_is_overwritten(bert, source, tmp_path, monk
     assert hashes(source.parent, "u.") == before
 
 
-def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypatch):
+def stop_before_assembly(bert, source, monkeypatch):
+    """Leave v.npy as a run does that is stopped when all its parts are there."""
+
     def stop(*_):
         raise KeyboardInterrupt
 
@@ -264,6 +266,10 @@ def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypa
         patch.setattr(write, "assemble", stop)
         with pytest.raises(KeyboardInterrupt):
             embed(bert, source, "v.npy")
+
+
+def test_a_resumed_run_replaces_only_what_it_wrote_itself(bert, source, monkeypatch):
+    stop_before_assembly(bert, source, monkeypatch)
     mine = source.with_name("mine.npy")
     mine.write_bytes(b"mine")
     with pytest.raises(UserError, match=r"mine\.npy is there already"):
@@ -311,13 +317,7 @@ def test_suffixes_in_capitals_are_those_formats(bert, source, suffix):
 
 
 def test_parts_of_another_width_or_damaged_are_named(bert, source, monkeypatch):
-    def stop(*_):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch:
-        patch.setattr(write, "assemble", stop)
-        with pytest.raises(KeyboardInterrupt):
-            embed(bert, source, "v.npy")
+    stop_before_assembly(bert, source, monkeypatch)
     part = source.parent / "v.npy.parts" / "part-000001.npy"
     np.save(part, np.zeros((16, 7), np.float32))
     with pytest.raises(UserError, match="vectors of 7 numbers, these have 32"):

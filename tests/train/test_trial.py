@@ -6,6 +6,7 @@ import itertools
 import json
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -193,3 +194,20 @@ def test_random_weights_come_from_the_seed_alone():
     assert len(matrices) > 6
     assert all(torch.equal(first[n], again[n]) for n in first)
     assert not any(torch.equal(first[n], other[n]) for n in matrices)
+
+
+@pytest.mark.parametrize("step", [0, 1])
+def test_only_before_the_first_step_is_a_type_error_what_a_plan_cannot_do(tmp_path, monkeypatch, step):
+    def broken(trial, bench, folder, every):
+        bench.trainer.progress.step = step
+        raise TypeError("no such operation")
+
+    bench = SimpleNamespace(trainer=SimpleNamespace(progress=SimpleNamespace(step=0)))
+    monkeypatch.setattr("tinyhat.train.trial._run", broken)
+    trial = Trial("classification", "fp32", 0)
+    if step:
+        with pytest.raises(TypeError, match="no such operation"):
+            run_grid([trial], lambda _: bench, tmp_path, False, 10, print)
+    else:
+        run_grid([trial], lambda _: bench, tmp_path, False, 10, print)
+        assert json.loads((tmp_path / "runs.jsonl").read_text())["reason"] == "TypeError: no such operation"

@@ -143,12 +143,15 @@ def _attempt(trial: Trial, build: Callable[[Trial], Bench], folder: Path, every:
     if need:
         return {"status": "cannot run", "reason": need}
     reset_memory()
+    bench: Bench | None = None
     try:
         bench = build(trial)
         return _run(trial, bench, folder, every)
     except UserError as error:
         return {"status": "cannot run", "reason": str(error)}
     except (RuntimeError, NotImplementedError, ImportError, TypeError, AttributeError) as error:
+        if isinstance(error, TypeError | AttributeError) and bench is not None and bench.trainer.progress.step:
+            raise  # steps were made: that is a fault of the program, and a record would hide it
         # found by trying: an operation that this device lacks for this dtype, or no memory
         return {"status": "cannot run", "reason": f"{type(error).__name__}: {str(error).splitlines()[0][:300]}"}
 
