@@ -7,7 +7,6 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-import torch
 from tests.tiny.corpus import write_tiny
 from tests.tiny.models import save_tiny
 from typer.testing import CliRunner
@@ -131,14 +130,6 @@ def test_bad_input(model, tmp_path):
     with pytest.raises(UserError, match="text pairs"):
         tinyhat.layers(model, data, tmp_path / "out", settings=pairs)
     assert not (tmp_path / "out").exists()
-
-
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def test_a_choice_belongs_to_its_model_and_its_length(model, tmp_path):
