@@ -1,6 +1,6 @@
 """One command for a GPU: is packed training right there, and how fast is it, plan by plan, beside HF Trainer.
 
-    python benchmarks/gpu.py [--tokens FILE] [--seconds 240] [--record]
+    python benchmarks/gpu.py [--tokens FILE] [--seconds 240] [--profile] [--record]
 
 First the device is checked: varlen attention against float64, packed logits and gradients of four families against one
 by one, the same step twice. Then a RoBERTa-base shape with random weights trains on tokenised EURLEX57K (``--tokens``,
@@ -44,6 +44,7 @@ def main() -> None:
     parser.add_argument("--batch", type=int, default=256, help="documents of an optimiser step")
     parser.add_argument("--pack-tokens", type=int, default=65536)
     parser.add_argument("--arms", nargs="*", help="only these (plans, or padded, compiled, hf_trainer)")
+    parser.add_argument("--profile", action="store_true", help="print where the time of the package's arms goes")
     parser.add_argument("--json", type=Path, help="also write the figures there")
     parser.add_argument("--record", action="store_true", help="write the table into RESULTS.md")
     options = parser.parse_args()
@@ -88,22 +89,23 @@ def _measure(options: argparse.Namespace, job: Job, device: torch.device, begin:
                 continue
             started = time.perf_counter()
             try:
-                row = _arm(arm, job, device, Path(folder))
+                row = _arm(arm, job, device, Path(folder), options.profile)
             except Exception as error:
                 # an arm that this machine cannot run is a row, not the end of the table
                 row = {"reason": f"{type(error).__name__}: {str(error).strip().splitlines()[0][:160]}"}
             row |= {"arm": arm, "arm_seconds": round(time.perf_counter() - started, 1)}
             rows.append(row)
-            print(json.dumps(row), file=sys.stderr, flush=True)
+            profile = row.pop("profile", "")
+            print(json.dumps(row), *filter(None, [profile]), sep="\n", file=sys.stderr, flush=True)
     return rows
 
 
-def _arm(arm: str, job: Job, device: torch.device, folder: Path) -> dict[str, Any]:
+def _arm(arm: str, job: Job, device: torch.device, folder: Path, profiled: bool) -> dict[str, Any]:
     if arm == "hf_trainer":
         return hf_trainer(job, device, folder)
     plan, _, how = arm.partition("+")
     need = missing_need(choose_train_plan(plan, device), device)
-    return {"reason": need} if need else tinyhat(plan, how, job, device, folder)
+    return {"reason": need} if need else tinyhat(plan, how, job, device, folder, profiled)
 
 
 def _table(rows: list[dict[str, Any]], job: Job, device: torch.device, tokens: Path | None, faults: list[str]) -> str:

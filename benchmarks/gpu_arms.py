@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import torch
 from accelerate.state import AcceleratorState, GradientState
+from gpu_profile import profile_steps
 from transformers import (
     DataCollatorWithPadding,
     PrinterCallback,
@@ -88,7 +89,9 @@ def _encoder(layers: int, width: int, labels: int, path: str) -> Encoder:
     return wrap_model(NAME, model, placeholder_tokenizer(), EncoderConfig(path=path))
 
 
-def tinyhat(plan_name: str, how: str, job: Job, device: torch.device, folder: Path) -> dict[str, Any]:
+def tinyhat(
+    plan_name: str, how: str, job: Job, device: torch.device, folder: Path, profiled: bool = False
+) -> dict[str, Any]:
     """Train a few steps with the package's loop.
 
     Args:
@@ -97,6 +100,7 @@ def tinyhat(plan_name: str, how: str, job: Job, device: torch.device, folder: Pa
         job: documents and shape.
         device: where.
         folder: for what a run writes.
+        profiled: two more steps run under the profiler, and the row has its table.
     """
     path = "padded" if how == "padded" else "packed"
     made = _encoder(job.layers, job.width, job.targets.width, path)
@@ -122,7 +126,8 @@ def tinyhat(plan_name: str, how: str, job: Job, device: torch.device, folder: Pa
         losses.append(trainer.train_step()["loss"])
     _wait(device)
     seconds = time.perf_counter() - begin
-    return _row(seconds, steps, job, flops, plan_name, device, losses[-1]) | {"warmup_seconds": round(warm, 1)}
+    row = _row(seconds, steps, job, flops, plan_name, device, losses[-1]) | {"warmup_seconds": round(warm, 1)}
+    return row | ({"profile": profile_steps(trainer.train_step, 2)} if profiled and device.type == "cuda" else {})
 
 
 class _Timed(TrainerCallback):

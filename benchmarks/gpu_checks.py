@@ -1,7 +1,8 @@
-"""The checks of benchmarks/gpu.py: packed equals one by one on this device, attention equals float64, steps repeat."""
+"""The checks of benchmarks/gpu.py: packed equals stock one by one, attention and fused parts float64, steps repeat."""
 
 from __future__ import annotations
 
+import copy
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -16,6 +17,8 @@ from tinyhat.config import EncoderConfig
 from tinyhat.data.packing import build_pack
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack
+from tinyhat.encoder.fused.ops import available
+from tinyhat.encoder.fused.proof import TOLERANCE, Kernel, fused_error
 from tinyhat.encoder.interface import attend
 from tinyhat.encoder.load import Encoder, wrap_model
 from tinyhat.types import IntArray, Pack
@@ -31,6 +34,8 @@ def run_checks(device: torch.device) -> list[str]:
     checks: list[tuple[str, Callable[[torch.device], str]]] = [
         ("attention against float64", _attention),
         ("attention with a window against float64", _window),
+        ("fused dropout, sum and norm against float64", lambda device: _fused("norm", device)),
+        ("fused bias and GELU against float64", lambda device: _fused("gelu", device)),
         *((f"{family} packed against one by one", _family(family)) for family in FAMILIES),
         ("the same step twice", _twice),
     ]
@@ -96,15 +101,14 @@ def _off(a: torch.Tensor, b: torch.Tensor) -> float:
 def _family(family: str) -> Callable[[torch.device], str]:
     def check(device: torch.device) -> str:
         """Logits and gradients: fp32 within rounding, bf16 as good as one by one in bf16."""
-        encoder = _encoder(family)
+        encoder, model = _encoder(family)
         if not encoder.packed:
             return f"FAILED: {encoder.reason}"
-        encoder.model.to(device)
-        exact = _logits_and_gradients(encoder, device, None, packed=False)
-        packed = _logits_and_gradients(encoder, device, None, packed=True)
+        exact = _one_by_one(model, encoder, device, None)
+        packed = _packed(encoder, device, None)
         off = [_off(a, b) for a, b in zip(packed, exact, strict=True)]
-        low = _logits_and_gradients(encoder, device, torch.bfloat16, packed=True)
-        stock = _logits_and_gradients(encoder, device, torch.bfloat16, packed=False)
+        low = _packed(encoder, device, torch.bfloat16)
+        stock = _one_by_one(model, encoder, device, torch.bfloat16)
         errors = [(_off(a, e), _off(s, e)) for a, s, e in zip(low, stock, exact, strict=True)]
         text = f"fp32 {max(off):.1e}; bf16 " + ", ".join(f"{a:.1e} (one by one {s:.1e})" for a, s in errors)
         good = max(off) <= FP32 and all(a <= BF16 * s for a, s in errors)
@@ -113,7 +117,8 @@ def _family(family: str) -> Callable[[torch.device], str]:
     return check
 
 
-def _encoder(family: str) -> Encoder:
+def _encoder(family: str) -> tuple[Encoder, PreTrainedModel]:
+    """Return a small encoder as the package runs it, and the same model as transformers does."""
     shape = {"vocab_size": 300, "hidden_size": 128, "num_attention_heads": 2, "num_hidden_layers": 3}
     shape |= {"intermediate_size": 256, "max_position_embeddings": 200, "pad_token_id": 0, "num_labels": LABELS}
     if family == "roberta":
@@ -127,7 +132,8 @@ def _encoder(family: str) -> Encoder:
     model: PreTrainedModel = AutoModelForSequenceClassification.from_config(AutoConfig.for_model(family, **shape))
     words = Tokenizer(WordLevel({"[PAD]": int(shape["pad_token_id"]), "[UNK]": 4}, unk_token="[UNK]"))
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=words, pad_token="[PAD]", unk_token="[UNK]")
-    return wrap_model(family, model, tokenizer, EncoderConfig())
+    stock = copy.deepcopy(model)
+    return wrap_model(family, model, tokenizer, EncoderConfig()), stock
 
 
 def _pack(encoder: Encoder, rows: IntArray) -> Pack:
@@ -136,29 +142,52 @@ def _pack(encoder: Encoder, rows: IntArray) -> Pack:
     return build_pack(Reading(ids, ends, LENGTHS, LENGTHS), rows, encoder.first_position)
 
 
+def _packed(encoder: Encoder, device: torch.device, low: torch.dtype | None) -> list[torch.Tensor]:
+    encoder.model.to(device)
+
+    def logits() -> torch.Tensor:
+        return forward_pack(encoder, _pack(encoder, np.arange(len(LENGTHS))), device)
+
+    return _logits_and_gradients(encoder.model, logits, device, low)
+
+
+def _one_by_one(
+    model: PreTrainedModel, encoder: Encoder, device: torch.device, low: torch.dtype | None
+) -> list[torch.Tensor]:
+    packs = [_pack(encoder, np.array([i])) for i in range(len(LENGTHS))]
+    ids = [torch.from_numpy(p.input_ids).to(device)[None] for p in packs]
+    model.to(device)
+
+    def logits() -> torch.Tensor:
+        return torch.cat([model(input_ids=x, attention_mask=torch.ones_like(x)).logits for x in ids])
+
+    return _logits_and_gradients(model, logits, device, low)
+
+
 def _logits_and_gradients(
-    encoder: Encoder, device: torch.device, low: torch.dtype | None, packed: bool
+    model: PreTrainedModel, compute: Callable[[], torch.Tensor], device: torch.device, low: torch.dtype | None
 ) -> list[torch.Tensor]:
     """Return the logits [S, L] of all sequences, and all gradients of a fixed combination of them, laid end to end."""
-    model = encoder.model.eval()
-    model.zero_grad(set_to_none=True)
+    model.eval().zero_grad(set_to_none=True)
     with nullcontext() if low is None else torch.autocast(device.type, low):
-        if packed:
-            logits = forward_pack(encoder, _pack(encoder, np.arange(len(LENGTHS))), device)
-        else:
-            packs = [_pack(encoder, np.array([i])) for i in range(len(LENGTHS))]
-            ids = [torch.from_numpy(p.input_ids).to(device)[None] for p in packs]
-            logits = torch.cat([model(input_ids=x, attention_mask=torch.ones_like(x)).logits for x in ids])
+        logits = compute()
     factors = torch.from_numpy(np.random.default_rng(1).standard_normal(tuple(logits.shape))).to(device)
     (logits.double() * factors).sum().backward()
     gradients = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     return [logits.detach().double(), gradients.double()]
 
 
+def _fused(kernel: Kernel, device: torch.device) -> str:
+    if not available():
+        return "no GPU: stock layers run"
+    errors = {dtype: fused_error(kernel, device, 768, dtype, rows=10_007) for dtype in TOLERANCE}
+    text = ", ".join(f"{str(dtype).removeprefix('torch.')} {off:.1e}" for dtype, off in errors.items())
+    return text if all(off <= TOLERANCE[dtype] for dtype, off in errors.items()) else f"FAILED: {text}"
+
+
 def _twice(device: torch.device) -> str:
-    encoder = _encoder("roberta")
-    encoder.model.to(device)
-    first, again = (_logits_and_gradients(encoder, device, torch.bfloat16, packed=True) for _ in range(2))
+    encoder, _ = _encoder("roberta")
+    first, again = (_packed(encoder, device, torch.bfloat16) for _ in range(2))
     if not torch.equal(first[0], again[0]):
         return f"FAILED: logits differ by {_off(first[0], again[0]):.1e}"
     same = torch.equal(first[1], again[1])

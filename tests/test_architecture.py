@@ -113,6 +113,8 @@ def test_public_functions_are_annotated_and_documented(path: Path):
         for node in owner.body:
             if isinstance(node, ast.FunctionDef) and not node.name.startswith("_"):
                 assert ast.get_docstring(node), f"{node.name} has no docstring"
+                if any("triton.jit" in ast.unparse(d) for d in node.decorator_list):
+                    continue  # Triton reads annotations as types of its own
                 arguments = [a for a in (*node.args.args, *node.args.kwonlyargs) if a.arg not in ("self", "cls")]
                 assert node.returns is not None, node.name
                 assert all(a.annotation for a in arguments), node.name

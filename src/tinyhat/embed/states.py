@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from tinyhat.embed.choice import Layers
-from tinyhat.encoder.forward import forward_pack, length_groups, packed_inputs, rectangle
+from tinyhat.encoder.forward import any_shape, forward_pack, length_groups, packed_inputs, rectangle
 from tinyhat.encoder.load import Encoder
 from tinyhat.encoder.long import sparse_blocks
 from tinyhat.head.output import output_layer
@@ -35,7 +35,8 @@ def layer_states(encoder: Encoder, pack: Pack, device: torch.device, every: bool
     parts: list[list[torch.Tensor]] = []
     for group in length_groups(lengths[order], *sparse_blocks(encoder.model)):
         inputs = rectangle(encoder, pack, order[group], lengths, device)
-        out = body(**inputs, output_hidden_states=every)
+        with any_shape(device):
+            out = body(**inputs, output_hidden_states=every)
         real = inputs["attention_mask"].bool()
         found = out.hidden_states if every else (out.last_hidden_state,)
         parts.append([h[:, : real.shape[1]][real] for h in found])  # BigBird's are filled up to whole blocks

@@ -27,6 +27,7 @@ from transformers import (
 from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
+from tinyhat.encoder.fused.layers import install_fused
 from tinyhat.encoder.hub import hub_source
 from tinyhat.encoder.long import LOCAL, extend_positions, local_attention, sparse_in_fp32
 from tinyhat.encoder.ltg_bert.transfer import check_transfer
@@ -365,6 +366,7 @@ def _build(name: str, model: PreTrainedModel, tokenizer: Any, config: EncoderCon
     packed, reason = choose_path(name, model, config, first_position, max_positions, set(tokenizer.all_special_ids))
     if local is not None and not packed:
         raise UserError(f"encoder.local_attention = {local}: only packed attention has it, and {name} is {reason}")
+    install_fused(model)
     if config.gradient_checkpointing:
         enable_checkpointing(model)
     if config.compile:

@@ -147,13 +147,17 @@ class Trainer:
         for strategy in self.strategies:
             strategy.after_backward(step)
         gradient_norm = self.update.norm(self.accelerator)
-        mean_loss, norm = torch.stack([self.accelerator.reduce(loss, "mean"), gradient_norm.to(loss)]).tolist()
+        facts = torch.stack([self.accelerator.reduce(loss, "mean"), gradient_norm.to(loss)])
+        if not self.update.may_skip:
+            self.update.step(self.optimizer)  # before the host waits for the numbers: a GPU need not wait for the host
+        mean_loss, norm = facts.tolist()
         if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.update.overflowed(norm)):
             raise DivergedError(
                 f"training diverged at step {step + 1} (loss {mean_loss}, gradient norm {norm}); "
                 "start a new run with a lower train.learning_rate or with train.plan=fp32 (--resume keeps the settings)"
             )
-        self.update.step(self.optimizer, norm)
+        if self.update.may_skip:
+            self.update.step(self.optimizer, math.isfinite(norm))
         for strategy in self.strategies:
             strategy.after_step(step)
         return self._line(mean_loss, norm, len(batch), tokens, time.perf_counter() - begin)

@@ -159,20 +159,21 @@ class Update:
     def _gradients(self) -> list[torch.Tensor]:
         return list(self.sums.values()) or [p.grad for p in self.model.parameters() if p.grad is not None]
 
-    def step(self, optimizer: Any, norm: float) -> bool:
+    @property
+    def may_skip(self) -> bool:
+        """Whether the gradients decide if there is an update."""
+        return self.scale is not None
+
+    def step(self, optimizer: Any, finite: bool = True) -> None:
         """Move the weights, or skip the step where the plan scales losses and gradients overflowed.
 
         Args:
             optimizer: the plan's optimiser, as accelerate wrapped it.
-            norm: of the gradients.
-
-        Returns:
-            Whether the weights were moved.
+            finite: whether the gradients are numbers.
         """
-        finite = math.isfinite(norm)
         if self.scale is not None:
             self.scale.update(finite)
-        if finite or self.scale is None:
+        if finite:
             if isinstance(self.optimizer, LowAdamW):
                 self.optimizer.gradients = self.sums
             optimizer.step()
@@ -182,7 +183,6 @@ class Update:
             self.plan.check_states(self.optimizer, self.model, "after the first step")
             self.states_in_fp32 = self.plan.states_in_fp32(self.optimizer, self.model)
             self.checked = True
-        return finite
 
     def overflowed(self, norm: float) -> bool:
         """Return whether a gradient that is no number is the scale's fault: the step is skipped and the scale falls."""

@@ -1,0 +1,1 @@
+"""Layers of stock models with fewer passes over memory, on a GPU."""

@@ -1,0 +1,191 @@
+"""Fused parts compute what stock ones do; on a GPU the kernels too. Without one, stock functions stand in for them."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from tests.tiny.models import tiny_model
+from torch import nn
+from transformers.models.bert.modeling_bert import BertOutput
+
+from tinyhat.encoder.fused import layers, proof
+from tinyhat.encoder.fused.ops import available, branch
+from tinyhat.encoder.path import install_packing
+
+FIRST_POSITION = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
+POST_NORM = ("bert", "roberta", "xlm-roberta", "camembert", "electra", "ernie")
+needs_gpu = pytest.mark.skipif(not available(), reason="needs a GPU")
+
+
+@pytest.fixture
+def everywhere(monkeypatch):
+    """Fused parts run on the processor, with the stock functions that `ops` has there."""
+    monkeypatch.setattr(layers, "available", lambda: True)
+    monkeypatch.setattr(layers, "_fuses", lambda hidden, kernel, *linears: all(type(x) is nn.Linear for x in linears))
+
+
+def pack(first_position: int) -> dict:
+    lengths = [9, 30, 3, 9, 1, 17]
+    random = np.random.default_rng(1)
+    return {
+        "input_ids": torch.from_numpy(random.integers(5, 200, sum(lengths)))[None],
+        "position_ids": torch.cat([torch.arange(n) for n in lengths])[None] + first_position,
+        "cu_seqlens": torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)),
+        "max_seqlen": max(lengths),
+        "gather": True,
+    }
+
+
+def logits_and_gradients(model: nn.Module, inputs: dict) -> list[torch.Tensor]:
+    model.zero_grad()
+    logits = model(**inputs).logits
+    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3))).sum().backward()
+    return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("family", POST_NORM)
+def test_logits_and_gradients_of_packs_and_batches(everywhere, family):
+    stock = tiny_model(family).eval()
+    assert install_packing(stock, FIRST_POSITION.get(family, 0), 64, {0, 1, 2, 3}) == ""
+    fused = copy.deepcopy(stock)
+    assert layers.install_fused(fused) == 4 * stock.config.num_hidden_layers
+    batch = {"input_ids": torch.randint(5, 200, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.int64)}
+    batch["attention_mask"][1, 5:] = 0
+    for inputs in (pack(FIRST_POSITION.get(family, 0)), batch):
+        for got, expected in zip(logits_and_gradients(fused, inputs), logits_and_gradients(stock, inputs), strict=True):
+            torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("family", ["distilbert", "modernbert", "albert"])
+def test_other_layers_stay_as_they_are(everywhere, family):
+    model = tiny_model(family)
+    before = {name: dict(vars(module)) for name, module in model.named_modules()}
+    layers.install_fused(model)
+    touched = [n for n, m in model.named_modules() if {"forward", "feed_forward_chunk"} & (vars(m).keys() - before[n])]
+    assert not touched
+
+
+def test_a_part_of_the_same_names_that_computes_something_else_stays(everywhere):
+    class Scaled(BertOutput):
+        def forward(self, hidden_states, input_tensor):
+            return 2 * super().forward(hidden_states, input_tensor)
+
+    model = tiny_model("bert")
+    for layer in model.bert.encoder.layer:
+        layer.output.__class__ = Scaled
+    layers.install_fused(model)
+    assert all("forward" not in vars(layer.output) for layer in model.bert.encoder.layer)
+    assert all("forward" in vars(layer.attention.output) for layer in model.bert.encoder.layer)
+
+
+def test_without_a_gpu_nothing_is_replaced(monkeypatch):
+    monkeypatch.setattr(layers, "available", lambda: False)
+    assert layers.install_fused(tiny_model("bert")) == 0
+
+
+def test_on_a_processor_replaced_methods_run_the_stock_ones(monkeypatch):
+    monkeypatch.setattr(layers, "available", lambda: True)
+    stock = tiny_model("bert").eval()
+    model = copy.deepcopy(stock)
+    assert layers.install_fused(model) > 0
+    ids = torch.randint(5, 200, (2, 9))
+    assert torch.equal(model(input_ids=ids).logits, stock(input_ids=ids).logits)
+
+
+def test_a_copy_computes_with_its_own_weights(everywhere):
+    model = tiny_model("bert").eval()
+    layers.install_fused(model)
+    ids = torch.randint(5, 200, (2, 9))
+    before = model(input_ids=ids).logits
+    for parameter in copy.deepcopy(model).parameters():
+        parameter.data.zero_()
+    assert torch.equal(model(input_ids=ids).logits, before)
+
+
+def test_adapters_and_frozen_weights(everywhere):
+    class Adapted(nn.Linear):
+        def forward(self, hidden):
+            return super().forward(hidden) + 1
+
+    stock = tiny_model("bert").eval()
+    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    for parameter in stock.bert.encoder.layer[0].parameters():
+        parameter.requires_grad_(False)
+    fused = copy.deepcopy(stock)
+    layers.install_fused(fused)
+    for model in (stock, fused):
+        model.bert.encoder.layer[1].attention.self.key.__class__ = Adapted
+        model.bert.encoder.layer[1].intermediate.dense.__class__ = Adapted
+    for got, expected in zip(logits_and_gradients(fused, pack(0)), logits_and_gradients(stock, pack(0)), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+
+
+def test_the_gradient_of_a_branch():
+    torch.manual_seed(0)
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 3), (4, 3), (4,))]
+    assert torch.autograd.gradcheck(lambda x, w, b: branch(x, w, b), inputs)
+    assert torch.autograd.gradcheck(lambda x, w: branch(x, w), inputs[:2])
+
+
+@pytest.mark.parametrize("fault", [RuntimeError("ptxas fatal"), 0.5, float("inf"), float("nan")], ids=str)
+def test_a_kernel_that_is_wrong_or_does_not_compile_is_not_used(monkeypatch, fault):
+    def error(*_):
+        if isinstance(fault, Exception):
+            raise fault
+        return fault
+
+    monkeypatch.setattr(proof, "fused_error", error)
+    proof.proven.cache_clear()
+    with pytest.warns(RuntimeWarning, match="fused norm kernel is not used on cpu for width 32"):
+        assert not proof.proven("norm", torch.device("cpu"), 32, torch.float32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert not proof.proven("norm", torch.device("cpu"), 32, torch.float32)  # said once
+    proof.proven.cache_clear()
+
+
+def test_the_proof_sees_a_mask_that_is_not_the_one_of_the_forward_pass(monkeypatch):
+    """On the processor the stock functions pass it, and what drops other values behind them does not."""
+    where = torch.device("cpu")
+    assert proof.fused_error("gelu", where, 32, torch.float32) < 1e-6
+    assert proof.fused_error("norm", where, 32, torch.float32) < 1e-6
+    right = proof.dropout_add_norm
+
+    def other_mask(*args):
+        torch.manual_seed(len(str(args[0].sum())))
+        return right(*args)
+
+    monkeypatch.setattr(proof, "dropout_add_norm", other_mask)
+    assert proof.fused_error("norm", where, 32, torch.float32) > 0.1
+
+
+@needs_gpu
+@pytest.mark.parametrize("width", [32, 100, 384, 768, 1024])
+@pytest.mark.parametrize("dtype", list(proof.TOLERANCE))
+@pytest.mark.parametrize("kernel", ["norm", "gelu"])
+def test_kernels_equal_float64(kernel, dtype, width):
+    where = torch.device("cuda", torch.cuda.current_device())
+    for rows in (1, 3, 203, 5001):
+        assert proof.fused_error(kernel, where, width, dtype, rows) <= proof.TOLERANCE[dtype] or rows < 10
+
+
+@needs_gpu
+@pytest.mark.parametrize("family", POST_NORM)
+def test_logits_and_gradients_on_a_gpu(family):
+    stock = tiny_model(family).eval()
+    assert install_packing(stock, FIRST_POSITION.get(family, 0), 64, {0, 1, 2, 3}) == ""
+    fused = copy.deepcopy(stock)
+    assert layers.install_fused(fused) > 0
+    inputs = pack(FIRST_POSITION.get(family, 0))
+    on_gpu = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
+    expected = logits_and_gradients(stock, inputs)
+    fused.cuda().zero_grad()
+    logits = fused(**on_gpu).logits
+    (logits * torch.randn(logits.shape, generator=torch.Generator().manual_seed(3)).cuda()).sum().backward()
+    got = [logits.detach(), *(p.grad for p in fused.parameters() if p.grad is not None)]
+    for a, b in zip(got, expected, strict=True):
+        assert float((a.cpu() - b).norm()) <= 1e-4 * float(b.norm()) + 1e-6
