@@ -13,12 +13,12 @@ from torch import nn
 from tinyhat.encoder.precision import Plan, body_parameters
 from tinyhat.types import IntArray
 
-# dense products per second, vendor's data sheets, SXM parts: fp32 without tensor cores, TF32, 16 bits
+# dense products per second, vendor's data sheets, SXM parts: fp32 without tensor cores, TF32, 16 bits, fp8
 _PEAKS = {
-    "H200": (67e12, 494.7e12, 989.4e12),
-    "H100": (67e12, 494.7e12, 989.4e12),
-    "A100": (19.5e12, 156e12, 312e12),
-    "L40S": (91.6e12, 183e12, 362e12),
+    "H200": (67e12, 494.7e12, 989.4e12, 1978.9e12),
+    "H100": (67e12, 494.7e12, 989.4e12, 1978.9e12),
+    "A100": (19.5e12, 156e12, 312e12, 312e12),
+    "L40S": (91.6e12, 183e12, 362e12, 733e12),
 }
 
 
@@ -61,8 +61,9 @@ def peak_flops(plan: Plan, device: torch.device) -> tuple[float, str]:
     """
     if device.type == "cuda":
         name = torch.cuda.get_device_name(device)
-        for part, (fp32, tf32, half) in _PEAKS.items():
+        for part, (fp32, tf32, half, fp8) in _PEAKS.items():
             if part in name:
+                half = fp8 if getattr(plan, "products_recipe", None) else half
                 peak = half if plan.compute != torch.float32 else (fp32 if plan.matmul == "highest" else tf32)
                 return peak, f"{name}, data sheet"
     dtype = torch.float32 if plan.compute == torch.float16 and device.type == "cpu" else plan.compute
