@@ -14,7 +14,7 @@ from tinyhat.config import Config
 from tinyhat.data.dataset import Dataset
 from tinyhat.errors import UserError
 from tinyhat.evaluate.scores import write_scores
-from tinyhat.run import Run, environment, open_run, process_memory_gb, read_json, remove, write_json
+from tinyhat.run import Run, environment, freed_if_refused, open_run, process_memory_gb, read_json, write_json
 from tinyhat.train.ranks import is_first, leave, wait, world_size
 from tinyhat.tune.rule import check_rule, fit_rule
 from tinyhat.types import IntArray, Scores
@@ -55,14 +55,10 @@ def train_dataset(config: Config, dataset: Dataset, out: str | Path, resume: boo
         raise UserError("--model linear is fitted in one process: start it without torchrun")
     if not is_first():
         return _follow(config, dataset, Run(Path(out)), resume)
+    new = not Path(out).exists()
     run = open_run(Path(out), config.model_dump(mode="json"), resume)
-    try:
+    with freed_if_refused(run, new, resume):
         _tell_story(config, dataset, run, resume, say)
-    except UserError:
-        if not resume and not run.checkpoints.exists():  # nothing is lost: the folder is free for another try
-            for item in run.path.iterdir():
-                remove(item)
-        raise
     return run
 
 

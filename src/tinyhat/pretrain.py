@@ -14,7 +14,7 @@ import numpy as np
 
 from tinyhat.config import Config, PretrainConfig
 from tinyhat.errors import UserError
-from tinyhat.run import Run, atomic_path, environment, file_sha256, open_run, remove, write_json
+from tinyhat.run import Run, atomic_path, environment, file_sha256, freed_if_refused, open_run, write_json
 from tinyhat.train.ranks import world_size
 from tinyhat.verb import make_callable
 
@@ -62,14 +62,10 @@ def pretrain_config(config: Config, out: str | Path, resume: bool = False, say: 
     from tinyhat.data.corpus import read_texts
 
     corpus = read_texts(config.data, config.pretrain.validation_share, config.pretrain.seed)
+    new = not Path(out).exists()
     run = open_run(Path(out), config.model_dump(mode="json"), resume)
-    try:
+    with freed_if_refused(run, new, resume):
         _tell_story(config, corpus, run, resume, say)
-    except UserError:
-        if not resume and not run.checkpoints.exists():  # nothing is lost: the folder is free for another try
-            for item in run.path.iterdir():
-                remove(item)
-        raise
     return run
 
 

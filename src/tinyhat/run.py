@@ -213,6 +213,26 @@ def open_run(path: Path, config: dict[str, Any], resume: bool) -> Run:
     return run
 
 
+@contextmanager
+def freed_if_refused(run: Run, new: bool, resume: bool) -> Iterator[None]:
+    """Leave the folder as it was found where a mistake ends a run before its first checkpoint: free for another try.
+
+    Args:
+        run: just opened.
+        new: the folder was not there before.
+        resume: the run began earlier; nothing of it is removed.
+    """
+    try:
+        yield
+    except UserError:
+        if not resume and not run.checkpoints.exists():
+            for item in run.path.iterdir():
+                remove(item)
+            if new:
+                run.path.rmdir()
+        raise
+
+
 def _difference(before: Any, now: Any) -> str:
     """Name the first settings in which two configurations differ."""
     found = []

@@ -38,12 +38,24 @@ def config(tmp_path, **changes):
         ({"train.reinit_layers": 3}, "has 2 layers"),
         ({"train.forgetting": "no.txt"}, "'no.txt' is not a file"),
         ({"train.replay": "no.txt"}, "'no.txt' is not a file"),
+        ({"train.replay": __file__}, "needs the masked-LM head of the checkpoint, and .* has none"),
         ({"train.ema": 0.9, "train.plan": "bf16_master"}, "needs fp32 weights"),
     ],
 )
 def test_it_is_refused_before_anything_is_built(tmp_path, dataset, changes, match):
     with pytest.raises(UserError, match=match):
         prepare(config(tmp_path, **changes), dataset, lambda _: None)
+
+
+@pytest.mark.parametrize("there", [False, True])
+def test_what_is_refused_leaves_the_folder_as_it_was(tmp_path, dataset, there):
+    out = tmp_path / "run"
+    if there:
+        out.mkdir()
+    changes = {"train.update": "top", "train.top_layers": 3}
+    with pytest.raises(UserError, match="has 2 layers"):
+        train_dataset(config(tmp_path, **changes), dataset, out, say=lambda _: None)
+    assert list(out.iterdir()) == [] if there else not out.exists()
 
 
 def test_pairs_in_windows_and_a_missing_package_are_refused_too(tmp_path, dataset, monkeypatch):

@@ -16,7 +16,7 @@ from tinyhat.train.anchor import L2SP, Average, Mixout, WiseFT
 from tinyhat.train.freeze import Freeze, Gradual, Reinitialise, require_layers
 from tinyhat.train.lora import BiasOnly, Lora, require_peft
 from tinyhat.train.precision import TrainPlan
-from tinyhat.train.replay import Replay
+from tinyhat.train.replay import Replay, require_masked_lm
 from tinyhat.train.strategy import Strategy
 from tinyhat.types import Task
 
@@ -48,8 +48,8 @@ def check_parts(config: TrainConfig, encoder: Encoder, plan: Plan) -> None:
     """Refuse what this encoder or this machine does not have, before time is spent.
 
     Raises:
-        UserError: more layers than there are, an adapter without peft, a text that is not there, or a plan that stores
-            weights or scales gradients so that a strategy would miss its aim.
+        UserError: more layers than there are, an adapter without peft, a text or a masked-LM head that is not there, or
+            a plan that stores weights or scales gradients so that a strategy would miss its aim.
     """
     _check_plan(config, plan)
     layers = len(stack_of(encoder.model).layers)
@@ -61,6 +61,8 @@ def check_parts(config: TrainConfig, encoder: Encoder, plan: Plan) -> None:
     for path in (config.replay, config.forgetting):
         if path is not None:
             require_text(path)
+    if config.replay:
+        require_masked_lm(encoder)  # loaded once more for the training: a baseline may take minutes before it
 
 
 def _check_loss(config: TrainConfig, task: Task) -> None:

@@ -12,7 +12,7 @@ from tinyhat.data.masking import Masking, mask_tokens
 from tinyhat.data.packing import build_pack
 from tinyhat.data.passages import read_passages
 from tinyhat.data.reading import Reader
-from tinyhat.encoder.hidden import load_masked_lm
+from tinyhat.encoder.hidden import MaskedHead, load_masked_lm
 from tinyhat.encoder.load import Encoder, backend_tokenizer
 from tinyhat.encoder.precision import Plan
 from tinyhat.errors import UserError
@@ -42,12 +42,7 @@ class Replay(Strategy):
 
     def __init__(self, encoder: Encoder, config: TrainConfig, plan: Plan, device: torch.device) -> None:
         assert config.replay is not None
-        head = load_masked_lm(encoder)
-        if head is None:
-            raise UserError(
-                f"train.replay needs the masked-LM head of the checkpoint, and {encoder.name} has none: take an "
-                "encoder that has it, or train.l2_sp"
-            )
+        head = require_masked_lm(encoder)
         self.head, self.encoder, self.config, self.plan, self.device = head, encoder, config, plan, device
         most = min(TOKENS, encoder.max_positions or TOKENS)
         reader = Reader(backend_tokenizer(encoder), ReadingConfig(max_tokens=most))
@@ -89,6 +84,21 @@ def masking_of(encoder: Encoder, mask_id: int) -> Masking:
     eligible[: min(size, len(encoder.tokenizer))] = True
     eligible[[i for i in encoder.tokenizer.all_special_ids if i < size]] = False
     return Masking("subword", SHARE, mask_id, eligible, eligible)
+
+
+def require_masked_lm(encoder: Encoder) -> MaskedHead:
+    """Load the checkpoint's masked-LM head onto the encoder's body.
+
+    Raises:
+        UserError: the checkpoint has none.
+    """
+    head = load_masked_lm(encoder)
+    if head is None:
+        raise UserError(
+            f"train.replay needs the masked-LM head of the checkpoint, and {encoder.name} has none: take an "
+            "encoder that has it, or train.l2_sp"
+        )
+    return head
 
 
 def masked(pack: Pack, masking: Masking, random: np.random.Generator) -> Pack:
