@@ -22,6 +22,7 @@ from tinyhat.run import Run
 from tinyhat.train import update as updates
 from tinyhat.train.classifier import prepare, train_classifier
 from tinyhat.train.loop import Trainer
+from tinyhat.train.optim import build_optimizer
 from tinyhat.train.precision import (
     ALIASES,
     MINIMUM,
@@ -278,6 +279,30 @@ def test_8_bit_states_where_the_plan_has_none_are_caught():
     model, optimizer = after_a_step(choose_train_plan("amp_bf16_8bit", CPU))
     with pytest.raises(UserError, match=r"state1 of .*uint8"):
         choose_train_plan("amp_bf16", CPU).check_states(optimizer, model, "after the first step")
+
+
+@pytest.mark.parametrize("small", [1e-2, 1e-3, 1e-5])
+def test_8_bit_states_never_move_a_weight_further_than_fp32(small):
+    """A gradient far below the block's largest, and then none: fp8 states store its square as 0 and divide by eps."""
+
+    class Body(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.weight = torch.nn.Parameter(torch.zeros(2, 4096))
+
+    moved = {}
+    for name in ("amp_bf16_8bit", "amp_bf16"):
+        model = Body()
+        optimizer = build_optimizer(
+            model, TrainConfig(learning_rate=3e-3, weight_decay=0.0, head_rate=1), 384, choose_train_plan(name, CPU)
+        )
+        for step in range(6):
+            model.weight.grad = torch.zeros(2, 4096)
+            model.weight.grad[0, :2] = torch.tensor([1.0, small if step < 2 else 0.0])
+            optimizer.step()
+        moved[name] = model.weight[0, :2].detach().abs()
+    assert torch.allclose(moved["amp_bf16_8bit"][0], moved["amp_bf16"][0], rtol=1e-3)
+    assert 0 < moved["amp_bf16_8bit"][1] <= 1.05 * moved["amp_bf16"][1]
 
 
 def test_fp8_states_are_those_of_their_codes():
