@@ -25,6 +25,7 @@ from tinyhat.types import IntArray, Pack
 
 FAMILIES = ("bert", "roberta", "modernbert", "distilbert")
 LENGTHS = np.array([70, 9, 33, 33, 128, 5], dtype=np.int64)
+EQUAL = np.full(8, 128, dtype=np.int64)
 LABELS = 11
 FP32, BF16 = 2e-5, 2.0  # of the largest value; and bf16's error as a multiple of the one-by-one bf16 error
 
@@ -34,6 +35,7 @@ def run_checks(device: torch.device) -> list[str]:
     checks: list[tuple[str, Callable[[torch.device], str]]] = [
         ("attention against float64", _attention),
         ("attention with a window against float64", _window),
+        ("attention of equal lengths against float64", _equal),
         ("fused dropout, sum and norm against float64", lambda device: _fused("norm", device)),
         ("fused bias and GELU against float64", lambda device: _fused("gelu", device)),
         *((f"{family} packed against one by one", _family(family)) for family in FAMILIES),
@@ -53,24 +55,28 @@ def run_checks(device: torch.device) -> list[str]:
 
 
 def _attention(device: torch.device) -> str:
-    return _attention_error(device, window=0)
+    return _attention_error(device, LENGTHS, window=0)
+
+
+def _equal(device: torch.device) -> str:
+    return _attention_error(device, EQUAL, window=0)
 
 
 def _window(device: torch.device) -> str:
-    return _attention_error(device, window=17)
+    return _attention_error(device, LENGTHS, window=17)
 
 
-def _attention_error(device: torch.device, window: int) -> str:
+def _attention_error(device: torch.device, lengths: IntArray, window: int) -> str:
     """Compare output and gradients of `attend` in bf16 with float64; as good as plain softmax in bf16 is enough."""
     torch.manual_seed(0)
-    inputs = [torch.randn(int(LENGTHS.sum()), 4, 64) for _ in range(4)]  # query, key, value, gradient of the output
-    cu = torch.from_numpy(np.concatenate([[0], np.cumsum(LENGTHS)]).astype(np.int32)).to(device)
+    inputs = [torch.randn(int(lengths.sum()), 4, 64) for _ in range(4)]  # query, key, value, gradient of the output
+    cu = torch.from_numpy(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32)).to(device)
 
     def run(dtype: torch.dtype, plain: bool) -> list[torch.Tensor]:
         low = [x.to(device, torch.bfloat16).to(dtype) for x in inputs]
         q, k, v = (x.clone().requires_grad_() for x in low[:3])
-        longest = int(LENGTHS.max())
-        out = _plain(q, k, v, window) if plain else attend(q, k, v, cu, cu, longest, longest, 0.125, window)
+        longest = int(lengths.max())
+        out = _plain(q, k, v, lengths, window) if plain else attend(q, k, v, cu, cu, longest, longest, 0.125, window)
         out.backward(low[3])
         return [x.detach().double() for x in (out, q.grad, k.grad, v.grad) if x is not None]
 
@@ -80,10 +86,10 @@ def _attention_error(device: torch.device, window: int) -> str:
     return text if all(a <= 1.5 * s for a, s in errors) else f"FAILED: {text}"
 
 
-def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, window: int) -> torch.Tensor:
+def _plain(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor, lengths: IntArray, window: int) -> torch.Tensor:
     parts = []
     begin = 0
-    for length in LENGTHS.tolist():
+    for length in lengths.tolist():
         rows = slice(begin, begin + length)
         scores = torch.einsum("qhd,khd->hqk", q[rows] * 0.125, k[rows])
         if window:
@@ -111,7 +117,7 @@ def _family(family: str) -> Callable[[torch.device], str]:
         stock = _one_by_one(model, encoder, device, torch.bfloat16)
         errors = [(_off(a, e), _off(s, e)) for a, s, e in zip(low, stock, exact, strict=True)]
         text = f"fp32 {max(off):.1e}; bf16 " + ", ".join(f"{a:.1e} (one by one {s:.1e})" for a, s in errors)
-        good = max(off) <= FP32 and all(a <= BF16 * s for a, s in errors)
+        good = all(o <= FP32 for o in off) and all(a <= BF16 * s for a, s in errors)
         return text if good else f"FAILED: {text}"
 
     return check
@@ -180,9 +186,17 @@ def _logits_and_gradients(
 def _fused(kernel: Kernel, device: torch.device) -> str:
     if not available():
         return "no GPU: stock layers run"
-    errors = {dtype: fused_error(kernel, device, 768, dtype, rows=10_007) for dtype in TOLERANCE}
-    text = ", ".join(f"{str(dtype).removeprefix('torch.')} {off:.1e}" for dtype, off in errors.items())
-    return text if all(off <= TOLERANCE[dtype] for dtype, off in errors.items()) else f"FAILED: {text}"
+    errors = {
+        (dtype, stored): fused_error(kernel, device, 768, dtype, stored, rows=10_007)
+        for dtype in TOLERANCE
+        for stored in {dtype, torch.float32}
+    }
+    text = ", ".join(f"{_short(d)} with {_short(s)} weights {off:.1e}" for (d, s), off in errors.items())
+    return text if all(off <= TOLERANCE[dtype] for (dtype, _), off in errors.items()) else f"FAILED: {text}"
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
 
 
 def _twice(device: torch.device) -> str:

@@ -22,6 +22,7 @@ from tinyhat.encoder.ltg_bert.packed import Relative, attend_disentangled
 
 NAME = "tinyhat"
 VARLEN_DTYPES = (torch.bfloat16, torch.float16)
+SHORTEST = 128  # tokens: below, attention costs nothing beside cuDNN's planning
 SDPA_DTYPES = (torch.float32, torch.float64)  # here SDPA by length is a quarter faster on CPU than our op
 
 
@@ -101,7 +102,8 @@ def _uniform(query: torch.Tensor, key: torch.Tensor, cu_key: torch.Tensor, max_q
     Its kernels take two thirds of the time of varlen's (H200, 128 x 512 tokens: .26 and .90 ms against .40 and 1.34).
     """
     count = len(cu_key) - 1
-    return count % 8 == 0 and count * max_key == len(key) and count * max_query == len(query) and max_query > 1
+    worth = count > 0 and count % 8 == 0 and max_key >= SHORTEST and max_query > 1
+    return worth and count * max_key == len(key) and count * max_query == len(query)
 
 
 def _dense(

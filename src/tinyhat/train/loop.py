@@ -148,9 +148,10 @@ class Trainer:
             strategy.after_backward(step)
         gradient_norm = self.update.norm(self.accelerator)
         facts = torch.stack([self.accelerator.reduce(loss, "mean"), gradient_norm.to(loss)])
+        numbers = _on_their_way(facts)
         if not self.update.may_skip:
-            self.update.step(self.optimizer)  # before the host waits for the numbers: a GPU need not wait for the host
-        mean_loss, norm = facts.tolist()
+            self.update.step(self.optimizer)  # launched before the host waits: a GPU need not wait for the host
+        mean_loss, norm = numbers()
         if not math.isfinite(mean_loss) or not (math.isfinite(norm) or self.update.overflowed(norm)):
             raise DivergedError(
                 f"training diverged at step {step + 1} (loss {mean_loss}, gradient norm {norm}); "
@@ -265,6 +266,22 @@ def peak_memory_gb() -> float:
     if torch.cuda.is_available():
         return torch.cuda.max_memory_allocated() / 1e9
     return process_memory_gb()
+
+
+def _on_their_way(facts: torch.Tensor) -> Callable[[], list[float]]:
+    """Return what waits for `facts` to arrive on the host, and for nothing launched later."""
+    if not facts.is_cuda:
+        return facts.tolist
+    copy = facts.to("cpu", non_blocking=True)
+    arrived = torch.cuda.Event()
+    arrived.record()
+
+    def wait_for_them() -> list[float]:
+        arrived.synchronize()
+        found: list[float] = copy.tolist()
+        return found
+
+    return wait_for_them
 
 
 def _facts(line: dict[str, Any]) -> str:

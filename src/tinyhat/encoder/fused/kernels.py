@@ -16,7 +16,7 @@ import triton.language as tl
 
 @triton.jit
 def _keep(word, threshold):
-    return word.to(tl.uint32, bitcast=True) >= threshold
+    return (word.to(tl.uint32, bitcast=True) >> 1).to(tl.int32) >= threshold
 
 
 @triton.jit
@@ -39,7 +39,7 @@ def _normed(out, kept, x, centre, rstd, gamma, beta, rows, real, columns, D, KEE
     tl.store(out + place, (x - centre) * rstd * g + b, mask=real)
 
 
-@triton.jit(do_not_specialize=["T", "seed"])
+@triton.jit(do_not_specialize=["T", "seed", "threshold"])
 def norm_forward(
     h, bias, residual, gamma, beta, out, kept, mean, inverse, T, seed, eps, threshold, scale,
     D: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, DROPOUT: tl.constexpr,
@@ -105,7 +105,7 @@ def _store_sums(sums, which, program, d0, d1, d2, d3, PART: tl.constexpr, WIDTH:
     tl.store(place + 3 * PART, tl.sum(d3, 0), mask=real)
 
 
-@triton.jit(do_not_specialize=["T", "seed"])
+@triton.jit(do_not_specialize=["T", "seed", "threshold"])
 def norm_backward(
     grad, kept, gamma, mean, inverse, d_h, d_residual, sums, T, seed, threshold, scale,
     D: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr, ROWS: tl.constexpr, DROPOUT: tl.constexpr,

@@ -59,7 +59,7 @@ def _computes_the_same(part: _Part, module: nn.Module) -> bool:
     training = module.training
     module.eval()
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.default_generator.manual_seed(0)  # of the processor alone
         args, kwargs = part.example(module)
         try:
             stock, fused = (f(module, *args, **kwargs) for f in (getattr(type(module), part.method), part.fused))
@@ -67,6 +67,8 @@ def _computes_the_same(part: _Part, module: nn.Module) -> bool:
             return False
         finally:
             module.train(training)
+    if type(stock) is not type(fused) or (isinstance(stock, tuple) and len(stock) != len(fused)):
+        return False
     stock, fused = (x[0] if isinstance(x, tuple) else x for x in (stock, fused))
     return stock.shape == fused.shape and float((stock - fused).abs().max()) <= CLOSE * float(stock.abs().max())
 
@@ -78,7 +80,9 @@ def _has(module: Any, name: str, kind: type[nn.Module]) -> bool:
 def _is_output(module: nn.Module) -> bool:
     norm = getattr(module, "LayerNorm", None)
     affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
-    return affine and _has(module, "dense", nn.Linear) and _has(module, "dropout", nn.Dropout)
+    dropout = getattr(module, "dropout", None)
+    drops = isinstance(dropout, nn.Dropout) and dropout.p < 1
+    return affine and drops and _has(module, "dense", nn.Linear)
 
 
 def _output(part: Any, hidden_states: torch.Tensor, input_tensor: torch.Tensor) -> torch.Tensor:
@@ -91,7 +95,8 @@ def _fused_output(part: Any, hidden_states: torch.Tensor, input_tensor: torch.Te
     dense, norm = part.dense, part.LayerNorm
     product = functional.linear(hidden_states, dense.weight)
     rate = part.dropout.p if part.training else 0.0
-    return dropout_add_norm(product, dense.bias, input_tensor, norm.weight, norm.bias, rate, norm.eps)
+    residual = input_tensor.to(product.dtype)
+    return dropout_add_norm(product, dense.bias, residual, norm.weight, norm.bias, rate, norm.eps)
 
 
 def _output_example(part: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
@@ -137,7 +142,9 @@ def _attention(part: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any
     return (_fused_attention if fuses else type(part).forward)(part, hidden_states, *args, **kwargs)
 
 
-def _fused_attention(part: Any, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> tuple[torch.Tensor, None]:
+def _fused_attention(
+    part: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **kwargs: Any
+) -> tuple[torch.Tensor, None]:
     own = part.self
     low = _products_in(hidden_states, own.query)
     residual, heads = hidden_states[0].to(low), []
@@ -164,14 +171,18 @@ def _fuses(hidden: torch.Tensor, kernel: Kernel | None, *layers: nn.Module) -> b
     """Return whether `layers` of `hidden` may run fused: stock ones on a GPU, and `kernel` proven right there."""
     if not hidden.is_cuda or hidden.numel() == 0 or torch.compiler.is_compiling():
         return False
-    return all(
-        type(layer) is nn.Linear
-        and layer.bias is not None
-        and layer.out_features % 4 == 0
-        and layer.out_features <= LARGEST
-        and (kernel is None or proven(kernel, hidden.device, layer.out_features, _products_in(hidden, layer)))
-        for layer in layers
-    )
+    return all(_is_plain(layer) and _is_proven(kernel, hidden, layer) for layer in layers)
+
+
+def _is_plain(layer: nn.Module) -> bool:
+    return type(layer) is nn.Linear and layer.bias is not None and not layer._forward_hooks
+
+
+def _is_proven(kernel: Kernel | None, hidden: torch.Tensor, layer: Any) -> bool:
+    width = layer.out_features
+    if kernel == "norm" and (width % 4 or width > LARGEST):
+        return False
+    return kernel is None or proven(kernel, hidden.device, width, _products_in(hidden, layer), layer.bias.dtype)
 
 
 _PARTS = (
@@ -179,3 +190,5 @@ _PARTS = (
     _Part(_is_layer, "feed_forward_chunk", _feed_forward, _fused_feed_forward, _layer_example),
     _Part(_is_attention, "forward", _attention, _fused_attention, _attention_example),
 )
+for _part in _PARTS:
+    _part.dispatch.__name__ = _part.method  # a pickled method is looked up by its name: there it is the stock one

@@ -12,12 +12,13 @@ from importlib.util import find_spec
 from typing import Any
 
 import torch
+from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
 ROWS = 4  # of a program at a time: one a warp
-PROGRAMS = 528  # of kernels that sum over rows: 4 for each of 132 multiprocessors
+PROGRAMS = 528  # of kernels that sum over rows: two rounds of the 2 that fit on each of 132 multiprocessors
 GELU_ROWS, GELU_WIDTH = 8, 512
-LARGEST = 8192  # columns: above, a row no longer fits in the registers of a warp
+LARGEST = 1024  # columns of a norm: a row of 1,280 no longer fits in the registers of a warp (sm_90)
 
 
 @lru_cache
@@ -40,18 +41,20 @@ def dropout_add_norm(
     The bits of dropout come from one draw of torch's CPU generator, so that seeds and recomputation hold.
 
     Args:
-        hidden: [..., D], D a multiple of 4; on a processor stock functions compute the same.
+        hidden: [..., D], D a multiple of 4 and at most LARGEST; on a processor stock functions compute the same.
         bias: [D], of the product that made `hidden`.
-        residual: as `hidden`, in any dtype.
+        residual: as `hidden`.
         weight: [D], of the norm.
         norm_bias: [D].
-        rate: of dropout, 0 in evaluation.
+        rate: of dropout, below 1; 0 in evaluation.
         eps: added to the variance.
     """
     if not hidden.is_cuda:
         total = functional.dropout(hidden + bias, rate) + residual
         return functional.layer_norm(total, weight.shape, weight, norm_bias, eps)
-    out = _DropoutAddNorm.apply(hidden, bias, residual, weight, norm_bias, rate, eps)
+    tensors = (hidden, bias, residual, weight, norm_bias)
+    keeps = torch.is_grad_enabled() and any(x.requires_grad for x in tensors)
+    out = _DropoutAddNorm.apply(*tensors, rate, eps, keeps)
     assert isinstance(out, torch.Tensor)
     return out
 
@@ -96,6 +99,7 @@ class _Branch(torch.autograd.Function):
         return functional.linear(hidden, weight, bias), hidden.view_as(hidden)
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, weight = ctx.saved_tensors
         d_product, d_again = grads
@@ -115,10 +119,10 @@ class _DropoutAddNorm(torch.autograd.Function):
         norm_bias: torch.Tensor,
         rate: float,
         eps: float,
+        keeps: bool,
     ) -> torch.Tensor:
         from tinyhat.encoder.fused import kernels
 
-        keeps = any(ctx.needs_input_grad)
         hidden, residual = hidden.contiguous(), residual.contiguous()
         width = hidden.shape[-1]
         rows = hidden.numel() // width
@@ -127,7 +131,7 @@ class _DropoutAddNorm(torch.autograd.Function):
         mean, inverse = torch.empty(2, rows if keeps else 0, device=hidden.device).unbind(0)
         seed = int(torch.randint(1 << 31, ())) if rate else 0
         facts = {"D": width, "PART": width // 4, "WIDTH": _power(width // 4), "ROWS": ROWS, "DROPOUT": rate > 0}
-        noise = (min(round(rate * 2**32), 2**32 - 1), 1 / (1 - rate))
+        noise = (round(rate * 2**31), 1 / (1 - rate))
         with torch.cuda.device_of(hidden):
             kernels.norm_forward[(-(-rows // ROWS),)](
                 hidden, bias, residual, weight, norm_bias, out, kept, mean, inverse, rows, seed, eps, *noise,
@@ -135,26 +139,26 @@ class _DropoutAddNorm(torch.autograd.Function):
             )  # fmt: skip
         ctx.save_for_backward(kept, weight, mean, inverse)
         ctx.facts, ctx.seed, ctx.noise = facts, seed, noise
-        ctx.dtypes = hidden.dtype, residual.dtype, bias.dtype, weight.dtype, norm_bias.dtype
+        ctx.dtypes = bias.dtype, weight.dtype, norm_bias.dtype
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         from tinyhat.encoder.fused import kernels
 
         kept, weight, mean, inverse = ctx.saved_tensors
-        low, wide, *small = ctx.dtypes
         width = kept.shape[-1]
         programs = min(PROGRAMS, -(-len(mean) // ROWS))
-        d_hidden, d_residual = torch.empty_like(kept, dtype=low), torch.empty_like(kept, dtype=wide)
+        d_hidden, d_residual = torch.empty_like(kept), torch.empty_like(kept)
         sums = torch.empty(programs, 3, width, device=kept.device)
         with torch.cuda.device_of(kept):
             kernels.norm_backward[(programs,)](
                 grads[0].contiguous(), kept, weight, mean, inverse, d_hidden, d_residual, sums, len(mean), ctx.seed,
                 *ctx.noise, **ctx.facts, num_warps=ROWS,
             )  # fmt: skip
-        d_bias, d_weight, d_norm = (x.to(dtype) for x, dtype in zip(sums.sum(0), small, strict=True))
-        return d_hidden, d_bias, d_residual, d_weight, d_norm, None, None
+        d_bias, d_weight, d_norm = (x.to(dtype) for x, dtype in zip(sums.sum(0), ctx.dtypes, strict=True))
+        return d_hidden, d_bias, d_residual, d_weight, d_norm, None, None, None
 
 
 class _BiasGelu(torch.autograd.Function):
@@ -173,6 +177,7 @@ class _BiasGelu(torch.autograd.Function):
         return out
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         from tinyhat.encoder.fused import kernels
 

@@ -1,7 +1,8 @@
-"""Whether the kernels of `ops` are right on this GPU: compared with float64, once for each width and dtype."""
+"""Whether the kernels of `ops` are right on this GPU: compared with float64, once for each width and dtypes."""
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable
 from functools import lru_cache
@@ -12,17 +13,25 @@ from torch.nn import functional
 
 from tinyhat.encoder.fused.ops import bias_gelu, dropout_add_norm
 
-RATE = 0.1  # of dropout in the proof
+RATE, EPS = 0.1, 1e-5  # of dropout and norm in the proof
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # rounding alone: 1e-7, 3.4e-3, 4e-4
 Kernel = Literal["norm", "gelu"]
 Tensors = list[torch.Tensor]
 
 
 @lru_cache
-def proven(kernel: Kernel, device: torch.device, width: int, dtype: torch.dtype) -> bool:
-    """Return whether `kernel` is right for rows of `width` on `device`; where not, say why in one warning."""
+def proven(kernel: Kernel, device: torch.device, width: int, dtype: torch.dtype, stored: torch.dtype) -> bool:
+    """Return whether `kernel` is right for such rows and weights on `device`; where not, say why in one warning.
+
+    Args:
+        kernel: which.
+        device: a GPU.
+        width: columns.
+        dtype: of the hidden states.
+        stored: of biases and norm weights.
+    """
     try:
-        off = fused_error(kernel, device, width, dtype)
+        off = fused_error(kernel, device, width, dtype, stored)
     except Exception as error:
         # whatever a compiler or driver has to say: the stock layers are always there
         fault = f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
@@ -35,47 +44,71 @@ def proven(kernel: Kernel, device: torch.device, width: int, dtype: torch.dtype)
     return False
 
 
-def fused_error(kernel: Kernel, device: torch.device, width: int, dtype: torch.dtype, rows: int = 203) -> float:
-    """Return the largest relative error of output and gradients against float64; infinity for a wrong dropout rate.
+def fused_error(
+    kernel: Kernel, device: torch.device, width: int, dtype: torch.dtype, stored: torch.dtype, rows: int = 203
+) -> float:
+    """Return the largest relative error of outputs and gradients against float64; infinity for a wrong dropout rate.
 
-    Random state, modes and autocast are left as they were.
+    The norm is tried with dropout, without, and as in prediction: each is a kernel of its own. Random state, modes,
+    autocast, and hooks on saved tensors (checkpointing) around the call neither see it nor change it.
 
     Args:
-        kernel: which.
-        device: a GPU.
-        width: columns.
-        dtype: of the hidden states; biases and norm weights are fp32.
+        kernel: as for `proven`, like the next four.
+        device: see there.
+        width: see there.
+        dtype: see there.
+        stored: see there.
         rows: of the random input; 203 are some programs and a rest.
     """
-    fork = torch.random.fork_rng(devices=[])
-    with fork, torch.inference_mode(False), torch.enable_grad(), torch.autocast(device.type, enabled=False):
-        torch.manual_seed(0)
+    with (
+        torch.random.fork_rng(devices=[]), torch.inference_mode(False), torch.enable_grad(),
+        torch.autocast(device.type, enabled=False), torch.autograd.graph.saved_tensors_hooks(_same, _same),
+    ):  # fmt: skip
+        _seed(0)
         shapes = ((rows, width), (width,), (rows, width), (width,), (width,))
-        inputs = [torch.randn(shape).to(device, dtype if len(shape) > 1 else torch.float32) for shape in shapes]
+        inputs = [torch.randn(shape).to(device, dtype if len(shape) > 1 else stored) for shape in shapes]
         direction = torch.randn(shapes[0]).to(device, dtype)
         if kernel == "gelu":
             return _compare(lambda x: bias_gelu(*x), lambda x: functional.gelu(x[0] + x[1]), inputs[:2], direction)
-        mask = _mask(inputs)
-
-        def exact(x: Tensors) -> torch.Tensor:
-            dropped = (x[0] + x[1]) * mask / (1 - RATE) + x[2]
-            return functional.layer_norm(dropped, (width,), x[3], x[4], 1e-5)
-
-        off = _compare(_norm, exact, inputs, direction)
-        far = abs(1 - float(mask.mean()) - RATE) > 5 * (RATE * (1 - RATE) / mask.numel()) ** 0.5
-        return float("inf") if far else off
+        errors = [*_norm_errors(inputs, direction, RATE), *_norm_errors(inputs, direction, 0.0)]
+        exact = _exact(torch.ones_like(direction, dtype=torch.float64), 0.0)([x.double() for x in inputs])
+        errors.append(_off([(_norm(inputs, 0.0), exact)]))  # nothing requires a gradient
+    return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def _norm(x: Tensors) -> torch.Tensor:
-    torch.manual_seed(1)
-    return dropout_add_norm(x[0], x[1], x[2], x[3], x[4], RATE, 1e-5)
+def _norm_errors(inputs: Tensors, direction: torch.Tensor, rate: float) -> list[float]:
+    mask = _mask(inputs, rate)
+    far = abs(1 - float(mask.mean()) - rate) > 5 * (rate * (1 - rate) / mask.numel()) ** 0.5
+    return [math.inf if far else 0.0, _compare(lambda x: _norm(x, rate), _exact(mask, rate), inputs, direction)]
 
 
-def _mask(inputs: Tensors) -> torch.Tensor:
+def _same(tensor: torch.Tensor) -> torch.Tensor:
+    return tensor
+
+
+def _seed(seed: int) -> None:
+    """Seed the CPU generator alone: `torch.manual_seed` would seed every GPU's, in the middle of a step."""
+    torch.default_generator.manual_seed(seed)
+
+
+def _norm(x: Tensors, rate: float) -> torch.Tensor:
+    _seed(1)
+    return dropout_add_norm(x[0], x[1], x[2], x[3], x[4], rate, EPS)
+
+
+def _exact(mask: torch.Tensor, rate: float) -> Callable[[Tensors], torch.Tensor]:
+    def norm(x: Tensors) -> torch.Tensor:
+        dropped = (x[0] + x[1]) * mask / (1 - rate) + x[2]
+        return functional.layer_norm(dropped, mask.shape[1:], x[3], x[4], EPS)
+
+    return norm
+
+
+def _mask(inputs: Tensors, rate: float) -> torch.Tensor:
     """Return what the seed of `_norm` keeps, 0 or 1: among ones, what was dropped is far below the mean of its row."""
     hidden, bias, residual, weight, norm_bias = inputs
     ones = [torch.ones_like(hidden), 0 * bias, 0 * residual, torch.ones_like(weight), 0 * norm_bias]
-    return (_norm(ones) > -0.05).double()
+    return (_norm(ones, rate) > -0.05).double()
 
 
 def _compare(
@@ -90,5 +123,13 @@ def _compare(
     got.backward(direction)
     expected.backward(direction.double())
     pairs = [(got.detach(), expected.detach())]
-    pairs += [(a.grad, b.grad) for a, b in zip(low, high, strict=True) if a.grad is not None and b.grad is not None]
-    return max(float((a.double() - b).norm() / b.norm()) for a, b in pairs)
+    for a, b in zip(low, high, strict=True):
+        assert a.grad is not None
+        assert b.grad is not None
+        pairs.append((a.grad, b.grad))
+    return _off(pairs)
+
+
+def _off(pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> float:
+    """Return the largest relative error; what is no number stays none."""
+    return float(torch.stack([(a.double() - b).norm() / b.norm() for a, b in pairs]).max())
