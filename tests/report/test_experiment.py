@@ -169,6 +169,14 @@ def test_the_page_and_the_table_are_whole(tmp_path):
     assert "-0.0900 (-0.1148 to -0.0652)" in table
 
 
+def test_only_differences_that_leave_out_0_are_coloured(tmp_path):
+    values = {"fp32": (0.50, 0.52, 0.51), "amp_bf16": (0.51, 0.51, 0.52), "bf16_pure": (0.40, 0.42, 0.415)}
+    write(tmp_path, [run(plan, seed, value) for plan, all in values.items() for seed, value in enumerate(all)])
+    page = build_experiment_report(tmp_path)[0].read_text()
+    coloured = {plan: f'<td>{plan}</td><td>3</td><td class="clear">' in page for plan in values}
+    assert coloured == {"fp32": False, "amp_bf16": False, "bf16_pure": True}
+
+
 def test_newer_runs_replace_older_ones_and_damage_is_named(tmp_path):
     write(tmp_path, [run("fp32", 0, 0.1), run("fp32", 0, 0.2)])
     assert [r["metrics"]["tuned_micro_f1"] for r in read_runs(tmp_path)] == [0.2]

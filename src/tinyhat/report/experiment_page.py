@@ -111,7 +111,7 @@ def _table(row: tuple[str, ...], plans: Mapping[str, Runs], apart: Mapping[str, 
                 "seeds": str(len(done)) if len(done) == len(ran) else f"{len(done)} of {len(ran)}",
                 "cells": cells,
                 "difference": show_difference(difference),
-                "clear": difference is not None and difference.clear,
+                "coloured": difference is not None and difference.clear,
             }
         )
     states = stability({p: r for p, r in plans.items() if any(x["status"] != "cannot run" for x in r)})
