@@ -191,12 +191,8 @@ def _fused(kernel: Kernel, device: torch.device) -> str:
         for dtype in TOLERANCE
         for stored in {dtype, torch.float32}
     }
-    text = ", ".join(f"{_short(d)} with {_short(s)} weights {off:.1e}" for (d, s), off in errors.items())
+    text = ", ".join(f"{dtype} with {stored} weights {off:.1e}" for (dtype, stored), off in errors.items())
     return text if all(off <= TOLERANCE[dtype] for (dtype, _), off in errors.items()) else f"FAILED: {text}"
-
-
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
 
 
 def _twice(device: torch.device) -> str:

@@ -53,8 +53,9 @@ def attend(
 ) -> torch.Tensor:
     """Return attention [Q, H, D] within sequences, by the fastest way there is for device and dtype.
 
-    Half precision on CUDA: torch's varlen kernel. Single precision: SDPA by groups of equal length. bf16 on CPU,
-    windows, and whatever is compiled (SDPA by groups would be compiled anew for every pack): our op.
+    Half precision on CUDA: SDPA for equal lengths, else torch's varlen kernel. Single precision: SDPA by groups of
+    equal length. bf16 on CPU, windows, and whatever is compiled (SDPA by groups would be compiled anew for every
+    pack): our op.
 
     Args:
         query: [Q, H, D]; key and value [T, H, D], all of one dtype.

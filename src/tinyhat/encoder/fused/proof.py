@@ -14,7 +14,7 @@ from torch.nn import functional
 from tinyhat.encoder.fused.ops import bias_gelu, dropout_add_norm
 
 RATE, EPS = 0.1, 1e-5  # of dropout and norm in the proof
-TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # rounding alone: 1e-7, 3.4e-3, 4e-4
+TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # rounding alone: 1e-7, 4e-3, 3e-4
 Kernel = Literal["norm", "gelu"]
 Tensors = list[torch.Tensor]
 
