@@ -38,6 +38,7 @@ def run_checks(device: torch.device) -> list[str]:
         ("attention of equal lengths against float64", _equal),
         ("fused dropout, sum and norm against float64", lambda device: _fused("norm", device)),
         ("fused bias and GELU against float64", lambda device: _fused("gelu", device)),
+        ("sums over rows against float64", lambda device: _fused("sums", device)),
         *((f"{family} packed against one by one", _family(family)) for family in FAMILIES),
         ("the same step twice", _twice),
     ]

@@ -131,9 +131,13 @@ def test_adapters_and_frozen_weights(everywhere):
 
 def test_the_gradient_of_a_branch():
     torch.manual_seed(0)
-    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in ((5, 3), (4, 3), (4,))]
-    assert torch.autograd.gradcheck(lambda x, w, b: branch(x, w, b), inputs)
-    assert torch.autograd.gradcheck(lambda x, w: branch(x, w), inputs[:2])
+    shapes = ((5, 3), (4, 3), (2, 3), (4,), (2,))
+    inputs = [torch.randn(s, dtype=torch.float64, requires_grad=True) for s in shapes]
+    assert torch.autograd.gradcheck(lambda x, v, w, a, b: branch(x, [v, w], [a, b]), inputs)
+    assert torch.autograd.gradcheck(lambda x, w: branch(x, [w]), inputs[:2])
+    for still in range(len(inputs)):  # frozen weights, and embeddings
+        tensors = [x.detach().requires_grad_(i != still) for i, x in enumerate(inputs)]
+        assert torch.autograd.gradcheck(lambda x, v, w, a, b: branch(x, [v, w], [a, b]), tensors)
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("ptxas fatal"), 0.5, float("inf"), float("nan")], ids=str)
@@ -243,10 +247,10 @@ def test_equal_lengths_are_a_rectangle():
 @needs_gpu
 @pytest.mark.parametrize("width", [32, 100, 384, 768, 1024])
 @pytest.mark.parametrize("dtype", list(proof.TOLERANCE))
-@pytest.mark.parametrize("kernel", ["norm", "gelu"])
+@pytest.mark.parametrize("kernel", ["norm", "gelu", "sums"])
 def test_kernels_equal_float64(kernel, dtype, width):
     where = torch.device("cuda", torch.cuda.current_device())
-    for rows in (1, 3, 203, 5001):
+    for rows in (1, 3, 203, 5001, 10_007):
         for stored in {dtype, torch.float32}:
             assert proof.fused_error(kernel, where, width, dtype, stored, rows) <= proof.TOLERANCE[dtype]
 

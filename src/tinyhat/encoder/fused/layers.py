@@ -119,7 +119,7 @@ def _feed_forward(layer: Any, attention_output: torch.Tensor) -> torch.Tensor:
 def _fused_feed_forward(layer: Any, attention_output: torch.Tensor) -> torch.Tensor:
     up = layer.intermediate.dense
     low = _products_in(attention_output, up)
-    product, residual = branch(attention_output.flatten(0, -2).to(low), up.weight.to(low))
+    product, residual = branch(attention_output.flatten(0, -2).to(low), [up.weight])
     shape = attention_output.shape[:-1]
     return layer.output(bias_gelu(product, up.bias).unflatten(0, shape), residual.unflatten(0, shape))
 
@@ -138,7 +138,7 @@ def _is_attention(module: nn.Module) -> bool:
 def _attention(part: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
     """BertAttention of a pack: queries, keys, values, attention, and the output part."""
     own = part.self
-    fuses = kwargs.get("cu_seqlens") is not None and _fuses(hidden_states, None, own.query, own.key, own.value)
+    fuses = kwargs.get("cu_seqlens") is not None and _fuses(hidden_states, "sums", own.query, own.key, own.value)
     return (_fused_attention if fuses else type(part).forward)(part, hidden_states, *args, **kwargs)
 
 
@@ -146,12 +146,10 @@ def _fused_attention(
     part: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **kwargs: Any
 ) -> tuple[torch.Tensor, None]:
     own = part.self
+    layers = own.query, own.key, own.value
     low = _products_in(hidden_states, own.query)
-    residual, heads = hidden_states[0].to(low), []
-    for layer in (own.query, own.key, own.value):
-        product, residual = branch(residual, layer.weight.to(low), layer.bias.to(low))
-        heads.append(product.unflatten(-1, (-1, own.attention_head_size)).transpose(0, 1)[None])
-    query, key, value = heads
+    *products, residual = branch(hidden_states[0].to(low), [x.weight for x in layers], [x.bias for x in layers])
+    query, key, value = (x.unflatten(-1, (-1, own.attention_head_size)).transpose(0, 1)[None] for x in products)
     context = attention_forward(own, query, key, value, None, scaling=own.scaling, **kwargs)[0]
     return part.output(context.flatten(2), residual[None]), None
 
@@ -167,7 +165,7 @@ def _products_in(hidden: torch.Tensor, layer: nn.Linear) -> torch.dtype:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else layer.weight.dtype
 
 
-def _fuses(hidden: torch.Tensor, kernel: Kernel | None, *layers: nn.Module) -> bool:
+def _fuses(hidden: torch.Tensor, kernel: Kernel, *layers: nn.Module) -> bool:
     """Return whether `layers` of `hidden` may run fused: stock ones on a GPU, and `kernel` proven right there."""
     if not hidden.is_cuda or hidden.numel() == 0 or torch.compiler.is_compiling():
         return False
@@ -178,11 +176,11 @@ def _is_plain(layer: nn.Module) -> bool:
     return type(layer) is nn.Linear and layer.bias is not None and not layer._forward_hooks
 
 
-def _is_proven(kernel: Kernel | None, hidden: torch.Tensor, layer: Any) -> bool:
+def _is_proven(kernel: Kernel, hidden: torch.Tensor, layer: Any) -> bool:
     width = layer.out_features
     if kernel == "norm" and (width % 4 or width > LARGEST):
         return False
-    return kernel is None or proven(kernel, hidden.device, width, _products_in(hidden, layer), layer.bias.dtype)
+    return proven(kernel, hidden.device, width, _products_in(hidden, layer), layer.bias.dtype)
 
 
 _PARTS = (

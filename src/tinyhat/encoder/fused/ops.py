@@ -7,6 +7,7 @@ Everything between load and store is fp32; what is stored has the dtype of the p
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from functools import lru_cache
 from importlib.util import find_spec
 from typing import Any
@@ -15,9 +16,10 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-ROWS = 4  # of a program at a time: one a warp
-PROGRAMS = 528  # of kernels that sum over rows: two rounds of the 2 that fit on each of 132 multiprocessors
-GELU_ROWS, GELU_WIDTH = 8, 512
+# the fastest of some on an H200 (57,344 rows of 768 and 3,072 columns, bf16); a program of a norm has one warp
+PROGRAMS = 1056  # of kernels that sum over rows
+BLOCK = {"ROWS": 8, "WIDTH": 512}  # of the others, and what they read at a time where they sum:
+SUMMED_BLOCK = {"ROWS": 8, "WIDTH": 256}
 LARGEST = 1024  # columns of a norm: a row of 1,280 no longer fits in the registers of a warp (sm_90)
 
 
@@ -74,38 +76,70 @@ def bias_gelu(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
 
 
 def branch(
-    hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """Return the product ``hidden @ weight.T + bias``, and `hidden` again for whatever else reads it.
+    hidden: torch.Tensor, weights: Sequence[torch.Tensor], biases: Sequence[torch.Tensor] = ()
+) -> tuple[torch.Tensor, ...]:
+    """Return ``hidden @ weight.T + bias`` for each weight, and behind them `hidden` for whatever else reads it.
 
-    In the backward pass the gradient of the second is where the product's adds up (`addmm`): no gradient of
-    `hidden` is written alone and added later.
+    In the backward pass their gradients add up inside the products (`addmm`), from that of the last on: no gradient of
+    `hidden` is written alone and added later. Those of the biases are fp32 sums.
 
     Args:
-        hidden: [T, D].
-        weight: [L, D], of the same dtype.
-        bias: [L], or None.
+        hidden: [T, D]; its dtype is that of the products.
+        weights: [L, D] each.
+        biases: [L] each; none, or as many.
     """
-    product, again = _Branch.apply(hidden, weight, bias)
-    return product, again
+    out = _Branch.apply(hidden, len(weights), *weights, *biases)
+    assert isinstance(out, tuple)
+    return out
+
+
+def column_sums(values: torch.Tensor) -> torch.Tensor:
+    """Return the sum over the rows of `values`, [T, D]: fp32 [D] on a GPU, of its dtype on a processor."""
+    if not values.is_cuda:
+        return values.sum(0)
+    from tinyhat.encoder.fused import kernels
+
+    values = values.contiguous()
+    rows, width = values.shape
+    grid = _summing(rows, width)
+    sums = torch.empty(grid[0], width, device=values.device)
+    with torch.cuda.device_of(values):
+        kernels.column_sums[grid](values, sums, rows, D=width, **SUMMED_BLOCK)
+    return sums.sum(0)
+
+
+def _summing(rows: int, width: int) -> tuple[int, int]:
+    """Return the grid of a kernel that sums over rows: programs, and blocks of columns."""
+    blocks = -(-width // SUMMED_BLOCK["WIDTH"])
+    return min(-(-PROGRAMS // blocks), -(-rows // SUMMED_BLOCK["ROWS"])), blocks
 
 
 class _Branch(torch.autograd.Function):
     @staticmethod
-    def forward(
-        ctx: Any, hidden: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        ctx.save_for_backward(hidden, weight)
-        return functional.linear(hidden, weight, bias), hidden.view_as(hidden)
+    def forward(ctx: Any, hidden: torch.Tensor, count: int, *parameters: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        """Compute `branch` of `count` weights and the biases behind them."""
+        low = [p.to(hidden.dtype) for p in parameters]
+        weights, biases = low[:count], low[count:] or [None] * count
+        ctx.save_for_backward(hidden, *weights)
+        ctx.dtypes = [p.dtype for p in parameters]
+        products = [functional.linear(hidden, w, b) for w, b in zip(weights, biases, strict=True)]
+        return *products, hidden.view_as(hidden)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        hidden, weight = ctx.saved_tensors
-        d_product, d_again = grads
-        d_bias = d_product.sum(0) if ctx.needs_input_grad[2] else None
-        d_hidden = torch.addmm(d_again, d_product, weight) if ctx.needs_input_grad[0] else None
-        return d_hidden, d_product.t() @ hidden if ctx.needs_input_grad[1] else None, d_bias
+        hidden, *weights = ctx.saved_tensors
+        *d_products, d_again = grads
+        wanted = ctx.needs_input_grad[2:]
+        d_hidden = None
+        if ctx.needs_input_grad[0]:
+            d_hidden = torch.addmm(d_again, d_products[0], weights[0])
+            for d_product, weight in zip(d_products[1:], weights[1:], strict=True):
+                d_hidden.addmm_(d_product, weight)
+        d_parameters = [d.t() @ hidden if wants else None for d, wants in zip(d_products, wanted, strict=False)]
+        d_parameters += [column_sums(d) if w else None for d, w in zip(d_products, wanted[len(weights) :], strict=False)]
+        pairs = zip(d_parameters, ctx.dtypes, strict=True)
+        return d_hidden, None, *(None if d is None else d.to(dtype) for d, dtype in pairs)
 
 
 class _DropoutAddNorm(torch.autograd.Function):
@@ -128,14 +162,13 @@ class _DropoutAddNorm(torch.autograd.Function):
             "D": width,
             "PART": width // 4,
             "WIDTH": next_power_of_2(width // 4),
-            "ROWS": ROWS,
             "DROPOUT": rate > 0,
         }
         noise = (round(rate * 2**31), 1 / (1 - rate))
         with torch.cuda.device_of(hidden):
-            kernels.norm_forward[(-(-rows // ROWS),)](
-                hidden, bias, residual, weight, norm_bias, out, kept, mean, inverse, rows, seed, eps, *noise,
-                **facts, KEEP=keeps, num_warps=ROWS,
+            kernels.norm_forward[(rows,)](
+                hidden, bias, residual, weight, norm_bias, out, kept, mean, inverse, seed, eps, *noise,
+                **facts, KEEP=keeps, num_warps=1,
             )  # fmt: skip
         ctx.save_for_backward(kept, weight, mean, inverse)
         ctx.facts, ctx.seed, ctx.noise = facts, seed, noise
@@ -149,13 +182,13 @@ class _DropoutAddNorm(torch.autograd.Function):
 
         kept, weight, mean, inverse = ctx.saved_tensors
         width = kept.shape[-1]
-        programs = min(PROGRAMS, -(-len(mean) // ROWS))
+        programs = min(PROGRAMS, len(mean))
         d_hidden, d_residual = torch.empty_like(kept), torch.empty_like(kept)
         sums = torch.empty(programs, 3, width, device=kept.device)
         with torch.cuda.device_of(kept):
             kernels.norm_backward[(programs,)](
                 grads[0].contiguous(), kept, weight, mean, inverse, d_hidden, d_residual, sums, len(mean), ctx.seed,
-                *ctx.noise, **ctx.facts, num_warps=ROWS,
+                *ctx.noise, **ctx.facts, num_warps=1,
             )  # fmt: skip
         d_bias, d_weight, d_norm = (x.to(dtype) for x, dtype in zip(sums.sum(0), ctx.dtypes, strict=True))
         return d_hidden, d_bias, d_residual, d_weight, d_norm, None, None, None
@@ -170,9 +203,9 @@ class _BiasGelu(torch.autograd.Function):
         width = hidden.shape[-1]
         rows = hidden.numel() // width
         out = torch.empty_like(hidden)
-        grid = (-(-rows // GELU_ROWS), -(-width // GELU_WIDTH))
+        grid = (-(-rows // BLOCK["ROWS"]), -(-width // BLOCK["WIDTH"]))
         with torch.cuda.device_of(hidden):
-            kernels.gelu_forward[grid](hidden, bias, out, rows, D=width, ROWS=GELU_ROWS, WIDTH=GELU_WIDTH)
+            kernels.gelu_forward[grid](hidden, bias, out, rows, D=width, **BLOCK)
         ctx.save_for_backward(hidden, bias)
         return out
 
@@ -184,12 +217,11 @@ class _BiasGelu(torch.autograd.Function):
         hidden, bias = ctx.saved_tensors
         width = hidden.shape[-1]
         rows = hidden.numel() // width
-        blocks = -(-width // GELU_WIDTH)
-        programs = min(-(-PROGRAMS // blocks), -(-rows // GELU_ROWS))
+        grid = _summing(rows, width)
         d_hidden = torch.empty_like(hidden)
-        sums = torch.empty(programs, width, device=hidden.device)
+        sums = torch.empty(grid[0], width, device=hidden.device)
         with torch.cuda.device_of(hidden):
-            kernels.gelu_backward[(programs, blocks)](
-                grads[0].contiguous(), hidden, bias, d_hidden, sums, rows, D=width, ROWS=GELU_ROWS, WIDTH=GELU_WIDTH
+            kernels.gelu_backward[grid](
+                grads[0].contiguous(), hidden, bias, d_hidden, sums, rows, D=width, **SUMMED_BLOCK
             )
         return d_hidden, sums.sum(0).to(bias.dtype)
