@@ -17,7 +17,7 @@ from tinyhat.config import EncoderConfig
 from tinyhat.data.packing import build_pack
 from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack
-from tinyhat.encoder.fused.ops import available
+from tinyhat.encoder.fused.launch import available
 from tinyhat.encoder.fused.proof import TOLERANCE, Kernel, fused_error
 from tinyhat.encoder.interface import attend
 from tinyhat.encoder.load import Encoder, wrap_model

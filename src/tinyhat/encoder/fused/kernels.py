@@ -1,4 +1,4 @@
-"""Triton kernels of `ops`: one pass over memory each. Imported on a GPU only. T rows, D columns.
+"""Triton kernels of `launch`: one pass over memory each. Imported on a GPU only. T rows, D columns.
 
 A row is read by one program of one warp, in four parts of D / 4 columns (`PART`, padded to a power of two, `WIDTH`):
 one Philox call makes four random words, one for each part. Under torch.compile, which makes one call an element,
@@ -190,13 +190,19 @@ def gelu_backward(grad, h, bias, d_h, sums, T, D: tl.constexpr, ROWS: tl.constex
 
 
 @triton.jit(do_not_specialize=["T"])
-def column_sums(x, sums, T, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
-    """Write this program's sums over its rows of x, [T, D]."""
+def column_sums(x0, x1, x2, sums, T, D: tl.constexpr, ROWS: tl.constexpr, WIDTH: tl.constexpr):
+    """Write this program's sums over its rows of one of three tensors, [T, D]."""
     program = tl.program_id(0)
+    which = tl.program_id(2)
+    x = x0
+    if which == 1:
+        x = x1
+    if which == 2:
+        x = x2
     column = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)[None, :]
     total = tl.zeros((ROWS, WIDTH), tl.float32)
     for first in range(program * ROWS, T, tl.num_programs(0) * ROWS):
         row = first + tl.arange(0, ROWS)[:, None]
         total += tl.load(x + row.to(tl.int64) * D + column, mask=(row < T) & (column < D), other=0.0).to(tl.float32)
     edge = tl.program_id(1) * WIDTH + tl.arange(0, WIDTH)
-    tl.store(sums + program * D + edge, tl.sum(total, 0), mask=edge < D)
+    tl.store(sums + (program * 3 + which) * D + edge, tl.sum(total, 0), mask=edge < D)

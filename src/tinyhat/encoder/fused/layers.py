@@ -11,15 +11,17 @@ from torch import nn
 from torch.nn import functional
 from transformers import PreTrainedModel
 
-from tinyhat.encoder.fused.ops import LARGEST, available, bias_gelu, branch, dropout_add_norm
+from tinyhat.encoder.fused.launch import LARGEST, available
+from tinyhat.encoder.fused.layer import Facts, Pack, Weights, post_norm_layer
+from tinyhat.encoder.fused.ops import bias_gelu, branch, dropout_add_norm
 from tinyhat.encoder.fused.proof import Kernel, proven
-from tinyhat.encoder.interface import NAME, attention_forward
+from tinyhat.encoder.interface import NAME
 
 CLOSE = 1e-5  # of the largest value, fp32: a part that computes something else is far above
 
 
 def install_fused(model: PreTrainedModel) -> int:
-    """Let the parts of post-norm layers run fused on a GPU; return how many parts there are. Without a GPU: 0.
+    """Let post-norm layers and their parts run fused on a GPU; return how many there are. Without a GPU: 0.
 
     Parameters and names stay. A part is known by its modules' names and types, and by proof: its stock forward is
     compared with what would replace it, once for each class. On a processor, compiled, or where a part's modules were
@@ -34,7 +36,7 @@ def install_fused(model: PreTrainedModel) -> int:
     same: dict[tuple[type, str], bool] = {}
     for module in model.base_model.modules():
         for part in _PARTS:
-            if part.fits(module):
+            if part.method not in vars(module) and part.fits(module):  # what somebody replaced stays
                 key = type(module), part.method
                 if key not in same:
                     same[key] = _computes_the_same(part, module)
@@ -77,7 +79,7 @@ def _has(module: Any, name: str, kind: type[nn.Module]) -> bool:
     return isinstance(getattr(module, name, None), kind)
 
 
-def _is_output(module: nn.Module) -> bool:
+def _is_output(module: nn.Module | None) -> bool:
     norm = getattr(module, "LayerNorm", None)
     affine = isinstance(norm, nn.LayerNorm) and norm.weight is not None and norm.bias is not None
     dropout = getattr(module, "dropout", None)
@@ -119,7 +121,7 @@ def _feed_forward(layer: Any, attention_output: torch.Tensor) -> torch.Tensor:
 def _fused_feed_forward(layer: Any, attention_output: torch.Tensor) -> torch.Tensor:
     up = layer.intermediate.dense
     low = _products_in(attention_output, up)
-    product, residual = branch(attention_output.flatten(0, -2).to(low), [up.weight])
+    product, residual = branch(attention_output.flatten(0, -2).to(low), up.weight.to(low))
     shape = attention_output.shape[:-1]
     return layer.output(bias_gelu(product, up.bias).unflatten(0, shape), residual.unflatten(0, shape))
 
@@ -128,35 +130,56 @@ def _layer_example(layer: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]
     return (torch.randn(1, 3, layer.intermediate.dense.in_features),), {}
 
 
-def _is_attention(module: nn.Module) -> bool:
-    own = getattr(module, "self", None)
+def _is_whole(layer: nn.Module) -> bool:
+    """BertLayer of a bidirectional encoder: attention with its output part, and the two products behind it."""
+    attention = getattr(layer, "attention", None)
+    own = getattr(attention, "self", None)
+    if not (_is_layer(layer) and hasattr(own, "attention_head_size") and hasattr(own, "scaling")):
+        return False
     packed = getattr(getattr(own, "config", None), "_attn_implementation", None) == NAME
     linear = all(_has(own, name, nn.Linear) for name in ("query", "key", "value"))
-    return packed and linear and hasattr(own, "attention_head_size") and _has(module, "output", nn.Module)
+    outputs = _is_output(getattr(attention, "output", None)) and _is_output(getattr(layer, "output", None))
+    alone = not getattr(layer, "chunk_size_feed_forward", 0) and not getattr(layer, "add_cross_attention", False)
+    return packed and linear and outputs and alone
 
 
-def _attention(part: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
-    """BertAttention of a pack: queries, keys, values, attention, and the output part."""
-    own = part.self
-    fuses = kwargs.get("cu_seqlens") is not None and _fuses(hidden_states, "sums", own.query, own.key, own.value)
-    return (_fused_attention if fuses else type(part).forward)(part, hidden_states, *args, **kwargs)
+def _whole(layer: Any, hidden_states: torch.Tensor, *args: Any, **kwargs: Any) -> Any:
+    """BertLayer of a pack."""
+    stock = kwargs.get("cu_seqlens") is None or not _fuses_whole(layer, hidden_states)
+    return (type(layer).forward if stock else _fused_whole)(layer, hidden_states, *args, **kwargs)
 
 
-def _fused_attention(
-    part: Any, hidden_states: torch.Tensor, attention_mask: torch.Tensor | None = None, *_: Any, **kwargs: Any
-) -> tuple[torch.Tensor, None]:
-    own = part.self
-    layers = own.query, own.key, own.value
-    low = _products_in(hidden_states, own.query)
-    *products, residual = branch(hidden_states[0].to(low), [x.weight for x in layers], [x.bias for x in layers])
-    query, key, value = (x.unflatten(-1, (-1, own.attention_head_size)).transpose(0, 1)[None] for x in products)
-    context = attention_forward(own, query, key, value, None, scaling=own.scaling, **kwargs)[0]
-    return part.output(context.flatten(2), residual[None]), None
+def _fuses_whole(layer: Any, hidden: torch.Tensor) -> bool:
+    own, first, up, second = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    if layer.training and getattr(layer, "gradient_checkpointing", False):
+        return False  # its node would keep queries, keys and values
+    inner = (layer.attention, own, up, *(m for x in (first, second) for m in (x, x.dropout, x.LayerNorm)))
+    return (
+        not any(map(_is_hooked, inner))
+        and _fuses(hidden, "sums", own.query, own.key, own.value)
+        and _fuses(hidden, "norm", first.dense, second.dense)
+        and _fuses(hidden, "gelu", up.dense)
+    )
 
 
-def _attention_example(part: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
+def _fused_whole(layer: Any, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> torch.Tensor:
+    own, first, up, second = layer.attention.self, layer.attention.output, layer.intermediate, layer.output
+    rates = (first.dropout.p, second.dropout.p) if layer.training else (0.0, 0.0)
+    facts = Facts(own.attention_head_size, own.scaling, (first.LayerNorm.eps, second.LayerNorm.eps), rates)
+    weights = Weights(
+        own.query.weight, own.key.weight, own.value.weight, first.dense.weight, up.dense.weight, second.dense.weight,
+        own.query.bias, own.key.bias, own.value.bias,
+        first.dense.bias, first.LayerNorm.weight, first.LayerNorm.bias,
+        up.dense.bias, second.dense.bias, second.LayerNorm.weight, second.LayerNorm.bias,
+    )  # fmt: skip
+    hidden = hidden_states[0].to(_products_in(hidden_states, own.query))
+    return post_norm_layer(hidden, Pack(kwargs["cu_seqlens"], kwargs["max_seqlen"]), facts, weights)[None]
+
+
+def _whole_example(layer: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
     boundaries = torch.tensor([0, 5, 7], dtype=torch.int32)
-    return (torch.randn(1, 7, part.self.query.in_features),), {"cu_seqlens": boundaries, "max_seqlen": 5}
+    width = layer.attention.self.query.in_features
+    return (torch.randn(1, 7, width),), {"cu_seqlens": boundaries, "max_seqlen": 5}
 
 
 def _products_in(hidden: torch.Tensor, layer: nn.Linear) -> torch.dtype:
@@ -173,7 +196,13 @@ def _fuses(hidden: torch.Tensor, kernel: Kernel, *layers: nn.Module) -> bool:
 
 
 def _is_plain(layer: nn.Module) -> bool:
-    return type(layer) is nn.Linear and layer.bias is not None and not layer._forward_hooks
+    return type(layer) is nn.Linear and layer.bias is not None and not _is_hooked(layer)
+
+
+def _is_hooked(module: nn.Module) -> bool:
+    """Return whether somebody looks at what `module` reads or writes, other than transformers: weights of attention."""
+    own = all(hook.__module__.startswith("transformers.") for hook in module._forward_hooks.values())
+    return not own or bool(module._forward_pre_hooks or module._backward_hooks or module._backward_pre_hooks)
 
 
 def _is_proven(kernel: Kernel, hidden: torch.Tensor, layer: Any) -> bool:
@@ -186,7 +215,7 @@ def _is_proven(kernel: Kernel, hidden: torch.Tensor, layer: Any) -> bool:
 _PARTS = (
     _Part(_is_output, "forward", _output, _fused_output, _output_example),
     _Part(_is_layer, "feed_forward_chunk", _feed_forward, _fused_feed_forward, _layer_example),
-    _Part(_is_attention, "forward", _attention, _fused_attention, _attention_example),
+    _Part(_is_whole, "forward", _whole, _fused_whole, _whole_example),
 )
 for _part in _PARTS:
     _part.dispatch.__name__ = _part.method  # a pickled method is looked up by its name: there it is the stock one

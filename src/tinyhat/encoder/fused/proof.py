@@ -11,7 +11,8 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
-from tinyhat.encoder.fused.ops import bias_gelu, column_sums, dropout_add_norm
+from tinyhat.encoder.fused.launch import column_sums
+from tinyhat.encoder.fused.ops import bias_gelu, dropout_add_norm
 
 RATE, EPS = 0.1, 1e-5  # of dropout and norm in the proof
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # rounding alone: 1e-7, 4e-3, 3e-4
@@ -69,7 +70,8 @@ def fused_error(
         inputs = [torch.randn(shape).to(device, dtype if len(shape) > 1 else stored) for shape in shapes]
         direction = torch.randn(shapes[0]).to(device, dtype)
         if kernel == "sums":
-            return _off([(column_sums(direction), direction.double().sum(0))])
+            three = [direction, 2 * direction, inputs[0]]
+            return _off([(column_sums(*three), torch.stack([x.double().sum(0) for x in three]))])
         if kernel == "gelu":
             return _compare(lambda x: bias_gelu(*x), lambda x: functional.gelu(x[0] + x[1]), inputs[:2], direction)
         errors = [*_norm_errors(inputs, direction, RATE), *_norm_errors(inputs, direction, 0.0)]

@@ -1,0 +1,138 @@
+"""A whole post-norm layer of a pack as one node of the graph. T tokens, D width, H heads of width d.
+
+A host launches the kernels of a layer one by one; on an H200's machine it took 3.2 ms for the forward pass of a layer
+of RoBERTa-base module by module and op by op (profiled), of which the GPU was busy 1.9. What costs is less what is
+launched than what stands around it: modules, views, casts, and a node in the graph for each.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from tinyhat.encoder.fused.launch import (
+    Dropout,
+    Normed,
+    column_sums,
+    gelu_backward,
+    gelu_forward,
+    norm_backward,
+    norm_forward,
+)
+from tinyhat.encoder.fused.ops import requires_gradient
+from tinyhat.encoder.interface import attend
+
+
+class Weights(NamedTuple):
+    """The parameters of a layer, each of its own dtype: products [D, D] ([4 D, D] up, [D, 4 D] down), and vectors."""
+
+    query: torch.Tensor
+    key: torch.Tensor
+    value: torch.Tensor
+    out: torch.Tensor
+    up: torch.Tensor
+    down: torch.Tensor
+    query_bias: torch.Tensor
+    key_bias: torch.Tensor
+    value_bias: torch.Tensor
+    out_bias: torch.Tensor
+    first_norm: torch.Tensor
+    first_norm_bias: torch.Tensor
+    up_bias: torch.Tensor
+    down_bias: torch.Tensor
+    second_norm: torch.Tensor
+    second_norm_bias: torch.Tensor
+
+
+class Pack(NamedTuple):
+    """Where the sequences of a pack are: int32 [S + 1] boundaries, and the tokens of the longest."""
+
+    cu_seqlens: torch.Tensor
+    max_seqlen: int
+
+
+class Facts(NamedTuple):
+    """What a layer is besides its weights: width of a head, factor on scores, eps of norms, rates of dropout."""
+
+    head: int
+    scale: float
+    eps: tuple[float, float]
+    rates: tuple[float, float]
+
+
+def post_norm_layer(hidden: torch.Tensor, pack: Pack, facts: Facts, weights: Weights) -> torch.Tensor:
+    """Return the layer's output, [T, D], in the dtype of `hidden`, in which all products are.
+
+    Args:
+        hidden: [T, D].
+        pack: boundaries of its sequences.
+        facts: of the layer.
+        weights: of the layer.
+    """
+    dropouts = tuple(Dropout.draw(rate) for rate in facts.rates)
+    out = _Layer.apply(hidden, pack, facts, dropouts, requires_gradient(hidden, *weights), *weights)
+    assert isinstance(out, torch.Tensor)
+    return out
+
+
+class _Layer(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, *inputs: Any) -> torch.Tensor:
+        """Compute `post_norm_layer`; what the backward pass reads is kept as stock layers keep it."""
+        hidden, pack, facts, dropouts, keeps, *parameters = inputs
+        hidden, w = hidden.contiguous(), Weights(*parameters)
+        products = [x.to(hidden.dtype) for x in w[:6]]
+        query, key, value, out, up, down = products
+        asked = [
+            functional.linear(hidden, weight, bias.to(hidden.dtype)).unflatten(-1, (-1, facts.head))
+            for weight, bias in ((query, w.query_bias), (key, w.key_bias), (value, w.value_bias))
+        ]
+        with torch.set_grad_enabled(keeps):  # attention brings its own gradient, whichever way it goes
+            q, k, v = asked = [x.detach().requires_grad_(keeps) for x in asked]
+            cu, longest = pack
+            attended = attend(q, k, v, cu, cu, longest, longest, facts.scale)
+        context = attended.detach().flatten(1)
+        product = functional.linear(context, out)
+        first = norm_forward(
+            product, w.out_bias, hidden, w.first_norm, w.first_norm_bias, facts.eps[0], dropouts[0], keeps
+        )
+        wide = functional.linear(first.out, up)
+        active = gelu_forward(wide, w.up_bias)
+        product = functional.linear(active, down)
+        second = norm_forward(
+            product, w.down_bias, first.out, w.second_norm, w.second_norm_bias, facts.eps[1], dropouts[1], keeps
+        )
+        if keeps:
+            ctx.save_for_backward(
+                hidden, context, *first, wide, active, *second[1:], *products, w.first_norm, w.up_bias, w.second_norm
+            )
+            ctx.asked, ctx.attended, ctx.dropouts = asked, attended, dropouts
+            ctx.dtypes = [x.dtype for x in parameters]
+        return second.out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        hidden, context, *rest = ctx.saved_tensors
+        first, (wide, active), second = Normed(*rest[:4]), rest[4:6], Normed(rest[0], *rest[6:9])
+        query, key, value, out, up, down, first_norm, up_bias, second_norm = rest[9:]
+        d_down, d_first, second_sums = norm_backward(grads[0].contiguous(), second, second_norm, ctx.dropouts[1])
+        d_wide, d_up_bias = gelu_backward(d_down @ down, wide, up_bias)
+        d_first.addmm_(d_wide, up)  # in place: nobody else has seen it
+        d_out, d_hidden, first_sums = norm_backward(d_first, first, first_norm, ctx.dropouts[0])
+        d_attended = (d_out @ out).view_as(ctx.attended)
+        # retained: whether there may be a second backward pass is for the outer graph to say
+        d_asked = torch.autograd.grad(ctx.attended, ctx.asked, d_attended, retain_graph=True)
+        d_asked = [d.flatten(1).contiguous() for d in d_asked]
+        wanted = ctx.needs_input_grad
+        if wanted[0]:
+            for d, weight in zip(d_asked, (query, key, value), strict=True):
+                d_hidden.addmm_(d, weight)
+        pairs = [*((d, hidden) for d in d_asked), (d_out, context), (d_wide, first.out), (d_down, active)]
+        d_products = [d.t() @ x if wants else None for (d, x), wants in zip(pairs, wanted[5:11], strict=True)]
+        vectors = [*(column_sums(*d_asked) if any(wanted[11:14]) else [None] * 3), *first_sums, d_up_bias, *second_sums]
+        typed = zip((*d_products, *vectors), ctx.dtypes, strict=True)
+        return d_hidden if wanted[0] else None, None, None, None, None, *(d if d is None else d.to(t) for d, t in typed)
