@@ -80,8 +80,7 @@ def _job(options: argparse.Namespace, device: torch.device) -> Job:
 
 def _measure(options: argparse.Namespace, job: Job, device: torch.device, begin: float) -> list[dict[str, Any]]:
     """Run the arms in order of interest until the seconds are spent; what fails says why in its row."""
-    arms = [*FIRST, *(p for p in TRAIN_PLANS if p not in FIRST + LAST and not p.startswith("fp8")), *LAST]
-    arms += [p for p in TRAIN_PLANS if p not in arms]
+    arms = [*FIRST, *(p for p in TRAIN_PLANS if p not in FIRST + LAST), *LAST]
     rows: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
         for arm in [a for a in arms if not options.arms or a in options.arms]:

@@ -41,7 +41,10 @@ FIRST = (
     "amp_bf16_fp32_head", "hf_trainer", "amp_bf16_fp32_head+padded", "bf16_master", "bf16_master+padded",
     "bf16_pure_fused", "amp_bf16", "fp32", "tf32", "amp_fp16", "amp_fp16+padded",
 )  # fmt: skip
-LAST = ("bf16_compile", "fp8_rowwise", "bf16_master+compile", "amp_bf16_fp32_head+compile", "fp8_tensorwise")
+LAST = (
+    "bf16_compile", "fp8_rowwise", "amp_bf16_fp32_head+compile", "bf16_master+compile", "fp8_tensorwise",
+    "fp8_rowwise_gw_hp", "amp_bf16_fp8opt",
+)  # fmt: skip
 WARMUP, TIMED = 3, 6  # steps; compiled arms compile in the first
 SLOW = {"fp32": 2}  # timed steps where a step takes long
 
