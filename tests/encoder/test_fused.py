@@ -16,7 +16,7 @@ from transformers import LayoutLMConfig, LayoutLMForSequenceClassification
 from transformers.models.bert.modeling_bert import BertOutput
 
 from tinyhat.encoder import interface
-from tinyhat.encoder.fused import layers, proof
+from tinyhat.encoder.fused import layers, parts, proof, whole
 from tinyhat.encoder.fused.launch import available
 from tinyhat.encoder.fused.layer import Facts, Pack, Weights, post_norm_layer
 from tinyhat.encoder.fused.ops import branch
@@ -31,9 +31,14 @@ needs_gpu = pytest.mark.skipif(not available(), reason="needs a GPU")
 
 @pytest.fixture
 def everywhere(monkeypatch):
-    """Fused parts run on the processor, with the stock functions that `ops` has there."""
+    """Fused parts run on the processor, with the stock functions that `launch` has there."""
     monkeypatch.setattr(layers, "available", lambda: True)
-    monkeypatch.setattr(layers, "_fuses", lambda hidden, kernel, *linears: all(type(x) is nn.Linear for x in linears))
+    for module in (parts, whole):
+        monkeypatch.setattr(module, "on_a_gpu", lambda hidden: True)
+        monkeypatch.setattr(module, "is_proven", lambda *_: True)
+    whole._are_proven.cache_clear()
+    yield
+    whole._are_proven.cache_clear()
 
 
 def pack(first_position: int) -> dict:
@@ -162,20 +167,20 @@ def test_a_checkpointed_layer_and_one_with_hooks_keep_their_parts(everywhere, mo
     model = tiny_model("bert")
     assert install_packing(model, 0, 64, {0, 1, 2, 3}) == ""
     layers.install_fused(model)
-    whole = []
-    monkeypatch.setattr(layers, "_fused_whole", lambda *args, **kwargs: whole.append(1) or args[1])
+    run = []
+    monkeypatch.setattr(whole, "fused_whole", lambda *args, **kwargs: run.append(1) or args[1])
     count = model.config.num_hidden_layers - 1  # the last computes first rows only
     model(**pack(0))
-    assert len(whole) == count
+    assert len(run) == count
     handle = model.bert.encoder.layer[0].attention.output.LayerNorm.register_forward_hook(lambda *_: None)
     model(**pack(0))
-    assert len(whole) == 2 * count - 1
+    assert len(run) == 2 * count - 1
     handle.remove()
     enable_checkpointing(model)
     model.train()(**pack(0))
-    assert len(whole) == 2 * count - 1
+    assert len(run) == 2 * count - 1
     model.eval()(**pack(0))
-    assert len(whole) == 3 * count - 1
+    assert len(run) == 3 * count - 1
 
 
 @pytest.mark.parametrize("fault", [RuntimeError("ptxas fatal"), 0.5, float("inf"), float("nan")], ids=str)

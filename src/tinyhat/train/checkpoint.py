@@ -18,6 +18,7 @@ import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.utils._python_dispatch import is_traceable_wrapper_subclass
 
 from tinyhat.run import atomic_path, file_sha256, remove
 
@@ -71,7 +72,8 @@ def save_checkpoint(
     for parameter, state in optimizer.state.items():
         for key, value in state.items():
             # plain ints (LowAdamW, bitsandbytes) become int64 scalars, which no optimiser here keeps as tensors
-            tensors[f"optimizer.{names[id(parameter)]}.{key}"] = torch.as_tensor(value).detach()
+            for part, tensor in _parts(torch.as_tensor(value)).items():
+                tensors[f"optimizer.{names[id(parameter)]}.{key}{part}"] = tensor.detach()
     path = folder / f"step_{progress.step:08d}"
     with atomic_path(path) as temporary:
         temporary.mkdir()
@@ -81,6 +83,13 @@ def save_checkpoint(
     for old in _checkpoints(folder)[:-KEEP]:
         remove(old)
     return path
+
+
+def _parts(value: torch.Tensor) -> dict[str, torch.Tensor]:
+    """Return a tensor, or what one of torchao's is made of: codes and scales."""
+    if not is_traceable_wrapper_subclass(value):
+        return {"": value}
+    return {f":{name}": getattr(value, name) for name in value.__tensor_flatten__()[0]}
 
 
 def load_checkpoint(
@@ -144,3 +153,13 @@ def _restore(tensors: dict[str, torch.Tensor], model: nn.Module, optimizer: torc
             # AdamW keeps its step count beside the weights when fused, on the CPU otherwise
             plain = value.dtype == torch.int64 and value.ndim == 0
             optimizer.state[parameter][field_name] = int(value) if plain else value.to(parameter.device)
+    for weight, state in optimizer.state.items():
+        _rebuild(state, weight.dtype)
+
+
+def _rebuild(state: dict[str, Any], dtype: torch.dtype) -> None:
+    """Put torchao's tensors together again, see `_parts`."""
+    for key in [name.removesuffix(":codes") for name in state if name.endswith(":codes")]:
+        from torchao.optim.subclass_fp8 import OptimStateFp8  # type: ignore[import-not-found,unused-ignore]
+
+        state[key] = OptimStateFp8(state.pop(f"{key}:codes"), state.pop(f"{key}:scale"), dtype)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -243,4 +243,6 @@ def _fp8_products(model: nn.Module, recipe: str) -> None:
         sizes = isinstance(module, nn.Linear) and not (module.in_features % 16 or module.out_features % 16)
         return sizes and id(module) not in head
 
-    convert_to_float8_training(model, config=Float8LinearConfig.from_recipe_name(recipe), module_filter_fn=fits)
+    # a weight's gradient is a product over the tokens of a pack, and fp8 ones want a multiple of 16: torchao adds zeros
+    config = replace(Float8LinearConfig.from_recipe_name(recipe), pad_inner_dim=True)
+    convert_to_float8_training(model, config=config, module_filter_fn=fits)

@@ -35,9 +35,10 @@ class Dropout(NamedTuple):
     seed: int
 
     @classmethod
-    def draw(cls, rate: float) -> Dropout:
-        """Return it with one draw of torch's CPU generator, so that seeds and recomputation hold."""
-        return cls(rate, int(torch.randint(1 << 31, ())) if rate else 0)
+    def draw(cls, *rates: float) -> list[Dropout]:
+        """Return one for each rate, with one draw of torch's CPU generator, so that seeds and recomputation hold."""
+        seeds = torch.randint(1 << 31, (len(rates),)).tolist() if any(rates) else [0] * len(rates)
+        return [cls(rate, seed) for rate, seed in zip(rates, seeds, strict=True)]
 
     def constants(self) -> tuple[int, int, float]:
         """Return seed, threshold of 31 random bits, and scale."""

@@ -7,6 +7,7 @@ launched than what stands around it: modules, views, casts, and a node in the gr
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -72,9 +73,20 @@ def post_norm_layer(hidden: torch.Tensor, pack: Pack, facts: Facts, weights: Wei
         facts: of the layer.
         weights: of the layer.
     """
-    dropouts = tuple(Dropout.draw(rate) for rate in facts.rates)
+    dropouts = Dropout.draw(*facts.rates)
     out = _Layer.apply(hidden, pack, facts, dropouts, requires_gradient(hidden, *weights), *weights)
     assert isinstance(out, torch.Tensor)
+    return out
+
+
+def _cast(tensors: Sequence[torch.Tensor], dtype: torch.dtype) -> list[torch.Tensor]:
+    """Return the tensors in `dtype`: where they are not yet, all by one kernel."""
+    if all(x.dtype == dtype for x in tensors):
+        return list(tensors)
+    flat = torch.empty(sum(x.numel() for x in tensors), dtype=dtype, device=tensors[0].device)
+    parts = flat.split([x.numel() for x in tensors])
+    out = [part.view(x.shape) for part, x in zip(parts, tensors, strict=True)]
+    torch._foreach_copy_(out, list(tensors))
     return out
 
 
@@ -84,12 +96,10 @@ class _Layer(torch.autograd.Function):
         """Compute `post_norm_layer`; what the backward pass reads is kept as stock layers keep it."""
         hidden, pack, facts, dropouts, keeps, *parameters = inputs
         hidden, w = hidden.contiguous(), Weights(*parameters)
-        products = [x.to(hidden.dtype) for x in w[:6]]
+        *products, query_bias, key_bias, value_bias = _cast(w[:9], hidden.dtype)
         query, key, value, out, up, down = products
-        asked = [
-            functional.linear(hidden, weight, bias.to(hidden.dtype)).unflatten(-1, (-1, facts.head))
-            for weight, bias in ((query, w.query_bias), (key, w.key_bias), (value, w.value_bias))
-        ]
+        pairs = ((query, query_bias), (key, key_bias), (value, value_bias))
+        asked = [functional.linear(hidden, *pair).unflatten(-1, (-1, facts.head)) for pair in pairs]
         with torch.set_grad_enabled(keeps):  # attention brings its own gradient, whichever way it goes
             q, k, v = asked = [x.detach().requires_grad_(keeps) for x in asked]
             cu, longest = pack

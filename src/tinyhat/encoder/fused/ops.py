@@ -32,7 +32,7 @@ def dropout_add_norm(
         eps: added to the variance.
     """
     tensors = (hidden, bias, residual, weight, norm_bias)
-    out = _DropoutAddNorm.apply(*tensors, eps, Dropout.draw(rate), requires_gradient(*tensors))
+    out = _DropoutAddNorm.apply(*tensors, eps, *Dropout.draw(rate), requires_gradient(*tensors))
     assert isinstance(out, torch.Tensor)
     return out
 
