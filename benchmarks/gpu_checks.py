@@ -19,7 +19,7 @@ from tinyhat.data.reading import Reading
 from tinyhat.encoder.forward import forward_pack
 from tinyhat.encoder.fused.launch import available
 from tinyhat.encoder.fused.proof import TOLERANCE, Kernel, fused_error
-from tinyhat.encoder.interface import attend
+from tinyhat.encoder.interface import VARLEN_DTYPES, attend
 from tinyhat.encoder.load import Encoder, wrap_model
 from tinyhat.types import IntArray, Pack
 
@@ -39,6 +39,7 @@ def run_checks(device: torch.device) -> list[str]:
         ("fused dropout, sum and norm against float64", lambda device: _fused("norm", device)),
         ("fused bias and GELU against float64", lambda device: _fused("gelu", device)),
         ("sums over rows against float64", lambda device: _fused("sums", device)),
+        ("flash kernels in a whole layer against float64", _flash),
         *((f"{family} packed against one by one", _family(family)) for family in FAMILIES),
         ("the same step twice", _twice),
     ]
@@ -194,6 +195,14 @@ def _fused(kernel: Kernel, device: torch.device) -> str:
     }
     text = ", ".join(f"{dtype} with {stored} weights {off:.1e}" for (dtype, stored), off in errors.items())
     return text if all(off <= TOLERANCE[dtype] for (dtype, _), off in errors.items()) else f"FAILED: {text}"
+
+
+def _flash(device: torch.device) -> str:
+    if not available():
+        return "no GPU: stock layers run"
+    errors = {dtype: fused_error("attention", device, 64, dtype, dtype) for dtype in VARLEN_DTYPES}
+    text = ", ".join(f"{dtype} {off:.1e}" for dtype, off in errors.items())
+    return text if all(off <= TOLERANCE[dtype] for dtype, off in errors.items()) else f"FAILED: {text}"
 
 
 def _twice(device: torch.device) -> str:

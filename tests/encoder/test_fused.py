@@ -16,9 +16,11 @@ from transformers import LayoutLMConfig, LayoutLMForSequenceClassification
 from transformers.models.bert.modeling_bert import BertOutput
 
 from tinyhat.encoder import interface
+from tinyhat.encoder.fused import attention as attention_module
 from tinyhat.encoder.fused import layers, parts, proof, whole
+from tinyhat.encoder.fused.attention import Pack
 from tinyhat.encoder.fused.launch import available
-from tinyhat.encoder.fused.layer import Facts, Pack, Weights, post_norm_layer
+from tinyhat.encoder.fused.layer import Facts, Weights, post_norm_layer
 from tinyhat.encoder.fused.ops import branch
 from tinyhat.encoder.load import enable_checkpointing
 from tinyhat.encoder.path import install_packing
@@ -143,14 +145,18 @@ def test_the_gradient_of_a_branch():
     assert torch.autograd.gradcheck(branch, inputs)
 
 
+def layer_shapes():
+    """Seven tokens of width 8, and a layer's weights."""
+    wide = {"up": (16, 8), "down": (8, 16), "up_bias": (16,)}
+    return [(7, 8), *(wide.get(name, (8, 8) if i < 6 else (8,)) for i, name in enumerate(Weights._fields))]
+
+
 @pytest.mark.parametrize("frozen", ["", "hidden", "query", "key_bias", "out", "up", "down", "first_norm"])
 @pytest.mark.parametrize("rate", [0.0, 0.3])
 def test_the_gradient_of_a_whole_layer(rate, frozen):
     torch.manual_seed(0)
-    wide = {"up": (16, 8), "down": (8, 16), "up_bias": (16,)}
-    shapes = [wide.get(name, (8, 8) if i < 6 else (8,)) for i, name in enumerate(Weights._fields)]
     names = ["hidden", *Weights._fields]
-    inputs = [torch.randn(shape, dtype=torch.float64) / 2 for shape in [(7, 8), *shapes]]
+    inputs = [torch.randn(shape, dtype=torch.float64) / 2 for shape in layer_shapes()]
     inputs = [x.requires_grad_(name != frozen) for name, x in zip(names, inputs, strict=True)]
     boundaries = Pack(torch.tensor([0, 5, 7], dtype=torch.int32), 5)
 
@@ -161,6 +167,59 @@ def test_the_gradient_of_a_whole_layer(rate, frozen):
     assert torch.autograd.gradcheck(layer, inputs)
     with torch.no_grad():
         assert torch.equal(layer(*inputs), layer(*inputs))
+
+
+def named(operator, args, kwargs):
+    """Bind a call to what torch says the operator takes."""
+    arguments = operator._schema.arguments
+    assert {a.name for a in arguments if a.kwarg_only} >= set(kwargs)
+    given = [a.name for a in arguments if not a.kwarg_only]
+    assert len(given) == len(args)  # none of these has a default
+    return dict(zip(given, args, strict=True)) | kwargs
+
+
+def test_flash_kernels_are_called_as_torch_declares_them(monkeypatch):
+    """Stand-ins that compute the same from the arguments' names: kernels and gradients in a whole layer."""
+    aten = torch.ops.aten
+    declared = aten._flash_attention_forward.default, aten._flash_attention_backward.default
+    called = []
+
+    def attention(x):
+        cu, longest = x["cum_seq_q"], x["max_q"]
+        assert (x["dropout_p"], x["is_causal"], x["max_k"]) == (0.0, False, longest)
+        return interface.attend(x["query"], x["key"], x["value"], cu, x["cum_seq_k"], longest, longest, x["scale"])
+
+    def forward(*args, **kwargs):
+        called.append("forward")
+        x = named(declared[0], args, kwargs)
+        return attention(x), torch.tensor(1.0), torch.tensor(2.0), torch.tensor(3.0), torch.tensor(4.0)
+
+    def backward(*args, **kwargs):
+        called.append("backward")
+        x = named(declared[1], args, kwargs)
+        assert [float(x[name]) for name in ("logsumexp", "rng_state", "unused")] == [1, 2, 3]
+        with torch.enable_grad():
+            asked = [x[name].detach().requires_grad_() for name in ("query", "key", "value")]
+            out = attention(x | dict(zip(("query", "key", "value"), asked, strict=True)))
+        assert torch.equal(out, x["out"])
+        return torch.autograd.grad(out, asked, x["grad_out"])
+
+    def run(flash):
+        torch.manual_seed(0)
+        tensors = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in layer_shapes()]
+        facts = Facts(4, 0.5, (1e-5, 1e-5), (0.2, 0.2), flash)
+        out = post_norm_layer(
+            tensors[0], Pack(torch.tensor([0, 5, 7], dtype=torch.int32), 5), facts, Weights(*tensors[1:])
+        )
+        return [out, *torch.autograd.grad(out.square().sum(), tensors)]
+
+    stock = run(False)
+    monkeypatch.setattr(attention_module, "takes_varlen", lambda *_: True)
+    monkeypatch.setattr(aten, "_flash_attention_forward", forward)
+    monkeypatch.setattr(aten, "_flash_attention_backward", backward)
+    for got, expected in zip(run(True), stock, strict=True):
+        torch.testing.assert_close(got, expected)
+    assert called == ["forward", "backward"]
 
 
 def test_a_checkpointed_layer_and_one_with_hooks_keep_their_parts(everywhere, monkeypatch):
@@ -260,7 +319,7 @@ def test_layers_that_return_something_else_stay(everywhere):
 
 def test_the_proof_sees_a_mask_that_is_not_the_one_of_the_forward_pass(monkeypatch):
     """On the processor the stock functions pass it, and what drops other values behind them does not."""
-    for kernel in ("gelu", "norm", "sums"):
+    for kernel in ("gelu", "norm", "sums", "attention"):
         assert proof.fused_error(kernel, CPU, 32, torch.float32, torch.float32) < proof.TOLERANCE[torch.float32]
     right = proof.dropout_add_norm
 
@@ -296,6 +355,15 @@ def test_kernels_equal_float64(kernel, dtype, width):
     for rows in (1, 3, 203, 5001, 10_007):
         for stored in {dtype, torch.float32}:
             assert proof.fused_error(kernel, where, width, dtype, stored, rows) <= proof.TOLERANCE[dtype]
+
+
+@needs_gpu
+@pytest.mark.parametrize("head", [16, 32, 64, 128])
+@pytest.mark.parametrize("dtype", interface.VARLEN_DTYPES)
+def test_flash_kernels_called_as_they_are_equal_float64(dtype, head):
+    where = torch.device("cuda", torch.cuda.current_device())
+    for rows in (1, 3, 203, 3001):
+        assert proof.fused_error("attention", where, head, dtype, dtype, rows) <= proof.TOLERANCE[dtype]
 
 
 @needs_gpu

@@ -70,14 +70,8 @@ def attend(
     """
     if _softmax == "fp32" and query.is_cpu and not window:
         return _sdpa_by_length(query, key, value, cu_query, cu_key, scale)
-    if (
-        _softmax != "low"
-        and query.is_cuda
-        and query.dtype in VARLEN_DTYPES
-        and query.shape[-1] % 8 == 0
-        and query.shape[-1] <= 256
-    ):
-        if not window and not torch.compiler.is_compiling() and _uniform(query, key, cu_key, max_query, max_key):
+    if _on_tensor_cores(query):
+        if not window and not takes_varlen(query, key, cu_key, max_query, max_key):
             return _dense(query, key, value, max_query, max_key, scale)
         reach = (window - 1, window - 1) if window else (-1, -1)
         out = varlen_attn(query, key, value, cu_query, cu_key, max_query, max_key, scale=scale, window_size=reach)
@@ -95,6 +89,21 @@ def attend(
         assert isinstance(out, torch.Tensor)
         return out
     return packed_attention(query, key, value, cu_query, cu_key, scale, window)
+
+
+def takes_varlen(query: torch.Tensor, key: torch.Tensor, cu_key: torch.Tensor, max_query: int, max_key: int) -> bool:
+    """Return whether attention without a window is torch's varlen kernel; arguments as for `attend`."""
+    dense = not torch.compiler.is_compiling() and _uniform(query, key, cu_key, max_query, max_key)
+    return _on_tensor_cores(query) and not dense
+
+
+def varlen_has(dtype: torch.dtype, width: int) -> bool:
+    """Return whether torch's varlen kernel exists for heads of `width`."""
+    return dtype in VARLEN_DTYPES and width % 8 == 0 and width <= 256
+
+
+def _on_tensor_cores(query: torch.Tensor) -> bool:
+    return _softmax != "low" and query.is_cuda and varlen_has(query.dtype, query.shape[-1])
 
 
 def _uniform(query: torch.Tensor, key: torch.Tensor, cu_key: torch.Tensor, max_query: int, max_key: int) -> bool:

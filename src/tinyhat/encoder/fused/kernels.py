@@ -16,18 +16,20 @@ import triton.language as tl
 
 
 @triton.jit
-def _keep(word, threshold):
-    return (word.to(tl.uint32, bitcast=True) >> 1).to(tl.int32) >= threshold
+def _dropout(x, word, dropped, scale, DROPOUT: tl.constexpr):
+    """Return x * scale, or 0 where the 31 upper bits of the word are below `dropped`."""
+    if DROPOUT:
+        kept = (word.to(tl.uint32, bitcast=True) >> 1).to(tl.int32) >= dropped
+        x = tl.where(kept, x * scale, 0.0)
+    return x
 
 
 @triton.jit
-def _dropped(h, bias, residual, first, real, columns, word, threshold, scale, DROPOUT: tl.constexpr):
+def _dropped(h, bias, residual, first, real, columns, word, dropped, scale, DROPOUT: tl.constexpr):
     """Return dropout(h + bias) + residual of one part, fp32."""
     place = first + columns
     x = tl.load(h + place, mask=real, other=0.0).to(tl.float32) + tl.load(bias + columns, mask=real, other=0.0)
-    if DROPOUT:
-        x = tl.where(_keep(word, threshold), x * scale, 0.0)
-    return x + tl.load(residual + place, mask=real, other=0.0).to(tl.float32)
+    return _dropout(x, word, dropped, scale, DROPOUT) + tl.load(residual + place, mask=real, other=0.0).to(tl.float32)
 
 
 @triton.jit
@@ -39,29 +41,30 @@ def _normed(out, kept, x, centre, rstd, gamma, beta, first, real, columns, KEEP:
     tl.store(out + first + columns, (x - centre) * rstd * g + b, mask=real)
 
 
-@triton.jit(do_not_specialize=["seed", "threshold"])
+@triton.jit(do_not_specialize=["T", "seed", "dropped"])
 def norm_forward(
-    h, bias, residual, gamma, beta, out, kept, mean, inverse, seed, eps, threshold, scale,
-    D: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr, KEEP: tl.constexpr,
+    h, bias, residual, gamma, beta, out, kept, stats, T, seed, dropped, scale, eps,
+    D: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr, KEEP: tl.constexpr,
 ):  # fmt: skip
     """Write norm(dropout(h + bias) + residual) of one row, [D]; keep the sum, and its mean and 1 / deviation."""
+    PART: tl.constexpr = D // 4
     row = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     real = column < PART
     first = row.to(tl.int64) * D
     w0, w1, w2, w3 = tl.randint4x(seed, row * WIDTH + column, 7)
     c1, c2, c3 = column + PART, column + 2 * PART, column + 3 * PART
-    x0 = _dropped(h, bias, residual, first, real, column, w0, threshold, scale, DROPOUT)
-    x1 = _dropped(h, bias, residual, first, real, c1, w1, threshold, scale, DROPOUT)
-    x2 = _dropped(h, bias, residual, first, real, c2, w2, threshold, scale, DROPOUT)
-    x3 = _dropped(h, bias, residual, first, real, c3, w3, threshold, scale, DROPOUT)
+    x0 = _dropped(h, bias, residual, first, real, column, w0, dropped, scale, DROPOUT)
+    x1 = _dropped(h, bias, residual, first, real, c1, w1, dropped, scale, DROPOUT)
+    x2 = _dropped(h, bias, residual, first, real, c2, w2, dropped, scale, DROPOUT)
+    x3 = _dropped(h, bias, residual, first, real, c3, w3, dropped, scale, DROPOUT)
     centre = tl.sum(tl.where(real, x0 + x1 + x2 + x3, 0.0), 0) / D
     d0, d1, d2, d3 = x0 - centre, x1 - centre, x2 - centre, x3 - centre
     squares = tl.where(real, d0 * d0 + d1 * d1 + d2 * d2 + d3 * d3, 0.0)
     rstd = 1.0 / tl.sqrt(tl.sum(squares, 0) / D + eps)
     if KEEP:
-        tl.store(mean + row, centre)
-        tl.store(inverse + row, rstd)
+        tl.store(stats + row, centre)
+        tl.store(stats + T + row, rstd)
     _normed(out, kept, x0, centre, rstd, gamma, beta, first, real, column, KEEP)
     _normed(out, kept, x1, centre, rstd, gamma, beta, first, real, c1, KEEP)
     _normed(out, kept, x2, centre, rstd, gamma, beta, first, real, c2, KEEP)
@@ -78,12 +81,11 @@ def _read(grad, kept, gamma, centre, rstd, first, real, columns):
 
 
 @triton.jit
-def _write(d_h, d_residual, g, normed, a, b, rstd, first, real, columns, word, threshold, scale, DROPOUT: tl.constexpr):
+def _write(d_h, d_residual, g, normed, a, b, rstd, first, real, columns, word, dropped, scale, DROPOUT: tl.constexpr):
     """Write both gradients of one part; return the one of h."""
     ds = tl.where(real, (g - a - normed * b) * rstd, 0.0)
     tl.store(d_residual + first + columns, ds, mask=real)
-    if DROPOUT:
-        ds = tl.where(_keep(word, threshold), ds * scale, 0.0)
+    ds = _dropout(ds, word, dropped, scale, DROPOUT)
     tl.store(d_h + first + columns, ds, mask=real)
     return ds
 
@@ -99,12 +101,13 @@ def _store_sums(sums, which, program, d0, d1, d2, d3, PART: tl.constexpr, WIDTH:
     tl.store(place + 3 * PART, d3, mask=real)
 
 
-@triton.jit(do_not_specialize=["T", "seed", "threshold"])
+@triton.jit(do_not_specialize=["T", "seed", "dropped"])
 def norm_backward(
-    grad, kept, gamma, mean, inverse, d_h, d_residual, sums, T, seed, threshold, scale,
-    D: tl.constexpr, PART: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr,
+    grad, kept, gamma, stats, d_h, d_residual, sums, T, seed, dropped, scale,
+    D: tl.constexpr, WIDTH: tl.constexpr, DROPOUT: tl.constexpr,
 ):  # fmt: skip
     """Write the gradients of h and residual, [T, D], and this program's sums of d_bias, d_gamma, d_beta, [3, D]."""
+    PART: tl.constexpr = D // 4
     program = tl.program_id(0)
     column = tl.arange(0, WIDTH)
     real = column < PART
@@ -115,8 +118,8 @@ def norm_backward(
     b0, b1, b2, b3 = zero, zero, zero, zero
     for row in range(program, T, tl.num_programs(0)):
         first = tl.cast(row, tl.int64) * D
-        centre = tl.load(mean + row)
-        rstd = tl.load(inverse + row)
+        centre = tl.load(stats + row)
+        rstd = tl.load(stats + T + row)
         y0, n0, e0 = _read(grad, kept, gamma, centre, rstd, first, real, column)
         y1, n1, e1 = _read(grad, kept, gamma, centre, rstd, first, real, c1)
         y2, n2, e2 = _read(grad, kept, gamma, centre, rstd, first, real, c2)
@@ -124,10 +127,10 @@ def norm_backward(
         a = tl.sum(e0 + e1 + e2 + e3, 0) / D
         b = tl.sum(e0 * n0 + e1 * n1 + e2 * n2 + e3 * n3, 0) / D
         w0, w1, w2, w3 = tl.randint4x(seed, row * WIDTH + column, 7)
-        h0 += _write(d_h, d_residual, e0, n0, a, b, rstd, first, real, column, w0, threshold, scale, DROPOUT)
-        h1 += _write(d_h, d_residual, e1, n1, a, b, rstd, first, real, c1, w1, threshold, scale, DROPOUT)
-        h2 += _write(d_h, d_residual, e2, n2, a, b, rstd, first, real, c2, w2, threshold, scale, DROPOUT)
-        h3 += _write(d_h, d_residual, e3, n3, a, b, rstd, first, real, c3, w3, threshold, scale, DROPOUT)
+        h0 += _write(d_h, d_residual, e0, n0, a, b, rstd, first, real, column, w0, dropped, scale, DROPOUT)
+        h1 += _write(d_h, d_residual, e1, n1, a, b, rstd, first, real, c1, w1, dropped, scale, DROPOUT)
+        h2 += _write(d_h, d_residual, e2, n2, a, b, rstd, first, real, c2, w2, dropped, scale, DROPOUT)
+        h3 += _write(d_h, d_residual, e3, n3, a, b, rstd, first, real, c3, w3, dropped, scale, DROPOUT)
         g0 += y0 * n0
         g1 += y1 * n1
         g2 += y2 * n2

@@ -8,9 +8,10 @@ processor stock functions compute the same, for tests and for the comparison whe
 
 from __future__ import annotations
 
+from contextlib import AbstractContextManager, nullcontext
 from functools import lru_cache
 from importlib.util import find_spec
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional
@@ -41,7 +42,7 @@ class Dropout(NamedTuple):
         return [cls(rate, seed) for rate, seed in zip(rates, seeds, strict=True)]
 
     def constants(self) -> tuple[int, int, float]:
-        """Return seed, threshold of 31 random bits, and scale."""
+        """Return seed, what 31 random bits must reach, and scale."""
         return self.seed, round(self.rate * 2**31), 1 / (1 - self.rate)
 
     def mask(self, like: torch.Tensor) -> torch.Tensor | float:
@@ -53,12 +54,11 @@ class Dropout(NamedTuple):
 
 
 class Normed(NamedTuple):
-    """A norm's output and what its backward pass needs: the sum it saw, and the mean and 1 / deviation of each row."""
+    """A norm's output and what its backward pass needs: the sum it saw, and rows' mean and 1 / deviation, [2, T]."""
 
     out: torch.Tensor
     kept: torch.Tensor
-    mean: torch.Tensor
-    inverse: torch.Tensor
+    stats: torch.Tensor
 
 
 def norm_forward(
@@ -86,20 +86,19 @@ def norm_forward(
     if not hidden.is_cuda:
         total = ((hidden + bias) * dropout.mask(hidden) + residual).to(hidden.dtype)
         out, mean, inverse = torch.native_layer_norm(total, weight.shape, weight, norm_bias, eps)
-        return Normed(out.to(hidden.dtype), total, mean, inverse)  # autocast would have it in fp32
+        return Normed(out.to(hidden.dtype), total, torch.stack([mean, inverse]))  # autocast would have it in fp32
     from tinyhat.encoder.fused import kernels
 
     rows = hidden.numel() // hidden.shape[-1]
     out = torch.empty_like(hidden)
     kept = torch.empty_like(hidden) if keeps else out
-    mean, inverse = torch.empty(2, rows if keeps else 0, device=hidden.device).unbind(0)
-    seed, threshold, scale = dropout.constants()
-    with torch.cuda.device_of(hidden):
+    stats = torch.empty(2, rows if keeps else 0, device=hidden.device)
+    with _device_of(hidden):
         kernels.norm_forward[(rows,)](
-            hidden, bias, residual, weight, norm_bias, out, kept, mean, inverse, seed, eps, threshold, scale,
+            hidden, bias, residual, weight, norm_bias, out, kept, stats, rows, *dropout.constants(), eps,
             **_row(hidden, dropout), KEEP=keeps, num_warps=1,
         )  # fmt: skip
-    return Normed(out, kept, mean, inverse)
+    return Normed(out, kept, stats)
 
 
 def norm_backward(
@@ -113,8 +112,9 @@ def norm_backward(
         weight: see there.
         dropout: see there.
     """
-    kept, mean, inverse = normed.kept, normed.mean, normed.inverse
+    kept, stats = normed.kept, normed.stats
     if not grad.is_cuda:
+        mean, inverse = stats
         d_sum, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
             grad, kept, weight.shape, mean, inverse, weight, torch.zeros_like(weight), [True, True, True]
         )
@@ -122,21 +122,28 @@ def norm_backward(
         return d_hidden, d_sum, torch.stack([d_hidden.flatten(0, -2).sum(0), d_weight, d_bias])
     from tinyhat.encoder.fused import kernels
 
-    programs = min(PROGRAMS, len(mean))
+    rows = stats.shape[1]
+    programs = min(PROGRAMS, rows)
     d_hidden, d_residual = torch.empty_like(kept), torch.empty_like(kept)
     sums = torch.empty(programs, 3, kept.shape[-1], device=kept.device)
-    seed, threshold, scale = dropout.constants()
-    with torch.cuda.device_of(kept):
+    with _device_of(kept):
         kernels.norm_backward[(programs,)](
-            grad, kept, weight, mean, inverse, d_hidden, d_residual, sums, len(mean), seed, threshold, scale,
+            grad, kept, weight, stats, d_hidden, d_residual, sums, rows, *dropout.constants(),
             **_row(kept, dropout), num_warps=1,
         )  # fmt: skip
     return d_hidden, d_residual, sums.sum(0)
 
 
+def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
+    """Return the context in which kernels for `tensor` are launched: on its GPU, which mostly is the current one."""
+    here = tensor.get_device() == torch.cuda.current_device()
+    return nullcontext() if here else torch.cuda.device_of(tensor)
+
+
 def _row(hidden: torch.Tensor, dropout: Dropout) -> dict[str, int | bool]:
+    """Return what a norm's kernels are compiled for."""
     width = hidden.shape[-1]
-    return {"D": width, "PART": width // 4, "WIDTH": _power_of_2(width // 4), "DROPOUT": dropout.rate > 0}
+    return {"D": width, "WIDTH": _power_of_2(width // 4), "DROPOUT": dropout.rate > 0}
 
 
 def _power_of_2(number: int) -> int:
@@ -159,7 +166,7 @@ def gelu_forward(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:
     rows = hidden.numel() // width
     out = torch.empty_like(hidden)
     grid = (-(-rows // BLOCK["ROWS"]), -(-width // BLOCK["WIDTH"]))
-    with torch.cuda.device_of(hidden):
+    with _device_of(hidden):
         kernels.gelu_forward[grid](hidden, bias, out, rows, D=width, **BLOCK)
     return out
 
@@ -182,7 +189,7 @@ def gelu_backward(grad: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor) 
     grid = _summing(rows, width)
     d_hidden = torch.empty_like(hidden)
     sums = torch.empty(grid[0], width, device=hidden.device)
-    with torch.cuda.device_of(hidden):
+    with _device_of(hidden):
         kernels.gelu_backward[grid](grad, hidden, bias, d_hidden, sums, rows, D=width, **SUMMED_BLOCK)
     return d_hidden, sums.sum(0)
 
@@ -196,7 +203,7 @@ def column_sums(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) 
     rows, width = first.shape
     grid = _summing(rows, width)
     sums = torch.empty(grid[0], 3, width, device=first.device)
-    with torch.cuda.device_of(first):
+    with _device_of(first):
         kernels.column_sums[(*grid, 3)](first, second, third, sums, rows, D=width, **SUMMED_BLOCK)
     return sums.sum(0)
 

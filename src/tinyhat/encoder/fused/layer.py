@@ -14,6 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
+from tinyhat.encoder.fused.attention import Attended, Pack, attention_backward, attention_forward
 from tinyhat.encoder.fused.launch import (
     Dropout,
     Normed,
@@ -24,7 +25,6 @@ from tinyhat.encoder.fused.launch import (
     norm_forward,
 )
 from tinyhat.encoder.fused.ops import requires_gradient
-from tinyhat.encoder.interface import attend
 
 
 class Weights(NamedTuple):
@@ -48,20 +48,22 @@ class Weights(NamedTuple):
     second_norm_bias: torch.Tensor
 
 
-class Pack(NamedTuple):
-    """Where the sequences of a pack are: int32 [S + 1] boundaries, and the tokens of the longest."""
-
-    cu_seqlens: torch.Tensor
-    max_seqlen: int
-
-
 class Facts(NamedTuple):
-    """What a layer is besides its weights: width of a head, factor on scores, eps of norms, rates of dropout."""
+    """What a layer is besides its weights.
+
+    Attributes:
+        head: width of a head.
+        scale: factor on scores.
+        eps: of both norms.
+        rates: of both dropouts.
+        flash: whether `attention_forward` may call the flash kernels.
+    """
 
     head: int
     scale: float
     eps: tuple[float, float]
     rates: tuple[float, float]
+    flash: bool = False
 
 
 def post_norm_layer(hidden: torch.Tensor, pack: Pack, facts: Facts, weights: Weights) -> torch.Tensor:
@@ -100,11 +102,8 @@ class _Layer(torch.autograd.Function):
         query, key, value, out, up, down = products
         pairs = ((query, query_bias), (key, key_bias), (value, value_bias))
         asked = [functional.linear(hidden, *pair).unflatten(-1, (-1, facts.head)) for pair in pairs]
-        with torch.set_grad_enabled(keeps):  # attention brings its own gradient, whichever way it goes
-            q, k, v = asked = [x.detach().requires_grad_(keeps) for x in asked]
-            cu, longest = pack
-            attended = attend(q, k, v, cu, cu, longest, longest, facts.scale)
-        context = attended.detach().flatten(1)
+        attended = attention_forward(asked, pack, facts.scale, keeps, facts.flash)
+        context = attended.out.flatten(1)
         product = functional.linear(context, out)
         first = norm_forward(
             product, w.out_bias, hidden, w.first_norm, w.first_norm_bias, facts.eps[0], dropouts[0], keeps
@@ -116,10 +115,11 @@ class _Layer(torch.autograd.Function):
             product, w.down_bias, first.out, w.second_norm, w.second_norm_bias, facts.eps[1], dropouts[1], keeps
         )
         if keeps:
+            vectors = w.first_norm, w.up_bias, w.second_norm
             ctx.save_for_backward(
-                hidden, context, *first, wide, active, *second[1:], *products, w.first_norm, w.up_bias, w.second_norm
+                hidden, context, *first, wide, active, *second[1:], *products, *vectors, pack.cu_seqlens, *attended.kept
             )
-            ctx.asked, ctx.attended, ctx.dropouts = asked, attended, dropouts
+            ctx.graph, ctx.max_seqlen, ctx.facts, ctx.dropouts = attended.graph, pack.max_seqlen, facts, dropouts
             ctx.dtypes = [x.dtype for x in parameters]
         return second.out
 
@@ -127,16 +127,16 @@ class _Layer(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, context, *rest = ctx.saved_tensors
-        first, (wide, active), second = Normed(*rest[:4]), rest[4:6], Normed(rest[0], *rest[6:9])
-        query, key, value, out, up, down, first_norm, up_bias, second_norm = rest[9:]
+        first, (wide, active), second = Normed(*rest[:3]), rest[3:5], Normed(rest[0], *rest[5:7])
+        query, key, value, out, up, down, first_norm, up_bias, second_norm, cu_seqlens, *kept = rest[7:]
         d_down, d_first, second_sums = norm_backward(grads[0].contiguous(), second, second_norm, ctx.dropouts[1])
         d_wide, d_up_bias = gelu_backward(d_down @ down, wide, up_bias)
         d_first.addmm_(d_wide, up)  # in place: nobody else has seen it
         d_out, d_hidden, first_sums = norm_backward(d_first, first, first_norm, ctx.dropouts[0])
-        d_attended = (d_out @ out).view_as(ctx.attended)
-        # retained: whether there may be a second backward pass is for the outer graph to say
-        d_asked = torch.autograd.grad(ctx.attended, ctx.asked, d_attended, retain_graph=True)
-        d_asked = [d.flatten(1).contiguous() for d in d_asked]
+        d_attended = (d_out @ out).unflatten(1, (-1, ctx.facts.head))
+        attended = Attended(context, tuple(kept), ctx.graph)
+        pack = Pack(cu_seqlens, ctx.max_seqlen)
+        d_asked = [d.flatten(1).contiguous() for d in attention_backward(d_attended, attended, pack, ctx.facts.scale)]
         wanted = ctx.needs_input_grad
         if wanted[0]:
             for d, weight in zip(d_asked, (query, key, value), strict=True):

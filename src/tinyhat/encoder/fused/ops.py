@@ -90,16 +90,16 @@ class _DropoutAddNorm(torch.autograd.Function):
         hidden, bias, residual, weight, norm_bias, eps, dropout, keeps = inputs
         hidden, residual = hidden.contiguous(), residual.contiguous()
         normed = norm_forward(hidden, bias, residual, weight, norm_bias, eps, dropout, keeps)
-        ctx.save_for_backward(normed.kept, normed.mean, normed.inverse, weight)
+        ctx.save_for_backward(normed.kept, normed.stats, weight)
         ctx.dropout, ctx.dtypes = dropout, (bias.dtype, weight.dtype, norm_bias.dtype)
         return normed.out
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
-        kept, mean, inverse, weight = ctx.saved_tensors
+        kept, stats, weight = ctx.saved_tensors
         grad = grads[0].contiguous()
-        d_hidden, d_residual, sums = norm_backward(grad, Normed(grad, kept, mean, inverse), weight, ctx.dropout)
+        d_hidden, d_residual, sums = norm_backward(grad, Normed(grad, kept, stats), weight, ctx.dropout)
         d_bias, d_weight, d_norm = (x.to(dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True))
         return d_hidden, d_bias, d_residual, d_weight, d_norm, None, None, None
 

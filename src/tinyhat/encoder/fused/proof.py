@@ -11,12 +11,13 @@ from typing import Literal
 import torch
 from torch.nn import functional
 
+from tinyhat.encoder.fused.attention import Pack, attention_backward, attention_forward
 from tinyhat.encoder.fused.launch import column_sums
 from tinyhat.encoder.fused.ops import bias_gelu, dropout_add_norm
 
 RATE, EPS = 0.1, 1e-5  # of dropout and norm in the proof
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # rounding alone: 1e-7, 4e-3, 3e-4
-Kernel = Literal["norm", "gelu", "sums"]
+Kernel = Literal["norm", "gelu", "sums", "attention"]
 Tensors = list[torch.Tensor]
 
 
@@ -72,12 +73,28 @@ def fused_error(
         if kernel == "sums":
             three = [direction, 2 * direction, inputs[0]]
             return _off([(column_sums(*three), torch.stack([x.double().sum(0) for x in three]))])
+        if kernel == "attention":
+            return _attention_error(inputs[0], inputs[2], direction)
         if kernel == "gelu":
             return _compare(lambda x: bias_gelu(*x), lambda x: functional.gelu(x[0] + x[1]), inputs[:2], direction)
         errors = [*_norm_errors(inputs, direction, RATE), *_norm_errors(inputs, direction, 0.0)]
         exact = _exact(torch.ones_like(direction, dtype=torch.float64), 0.0)([x.double() for x in inputs])
         errors.append(_off([(_norm(inputs, 0.0), exact)]))  # nothing requires a gradient
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
+
+
+def _attention_error(first: torch.Tensor, second: torch.Tensor, direction: torch.Tensor) -> float:
+    """Return it for one head of three sequences; other dtypes than the kernels' go the way they always go."""
+    rows = len(first)
+    boundaries = torch.tensor(sorted({0, rows // 2, rows - rows // 3, rows}), dtype=torch.int32)
+    pack = Pack(boundaries.to(first.device), int(boundaries.diff().max()))
+    asked, scale = [x[:, None] for x in (first, second, direction)], first.shape[1] ** -0.5
+    attended = attention_forward(asked, pack, scale, keeps=True, direct=True)
+    grads = attention_backward(direction[:, None], attended, pack, scale)
+    high = [x.double().requires_grad_() for x in asked]
+    expected = attention_forward(high, pack, scale, keeps=True, direct=False)
+    exact = attention_backward(direction[:, None].double(), expected, pack, scale)
+    return _off([(attended.out, expected.out), *zip(grads, exact, strict=True)])
 
 
 def _norm_errors(inputs: Tensors, direction: torch.Tensor, rate: float) -> list[float]:

@@ -8,9 +8,10 @@ from typing import Any, NamedTuple
 import torch
 from torch import nn
 
-from tinyhat.encoder.fused.layer import Facts, Pack, Weights, post_norm_layer
+from tinyhat.encoder.fused.attention import Pack
+from tinyhat.encoder.fused.layer import Facts, Weights, post_norm_layer
 from tinyhat.encoder.fused.parts import has, is_hooked, is_layer, is_output, is_plain, is_proven, on_a_gpu, products_in
-from tinyhat.encoder.interface import NAME
+from tinyhat.encoder.interface import NAME, varlen_has
 
 
 def is_whole(layer: nn.Module) -> bool:
@@ -84,13 +85,16 @@ def fused_whole(layer: Any, hidden_states: torch.Tensor, *_: Any, **kwargs: Any)
     inner = _Inner.of(layer)
     own, first, second = inner.own, inner.first_norm, inner.second_norm
     rates = (inner.first_dropout.p, inner.second_dropout.p) if layer.training else (0.0, 0.0)
-    facts = Facts(own.attention_head_size, own.scaling, (first.eps, second.eps), rates)
+    low, head = products_in(hidden_states, inner.query), own.attention_head_size
+    flash = varlen_has(low, head) and on_a_gpu(hidden_states)
+    flash = flash and is_proven("attention", hidden_states.device, head, low, low)
+    facts = Facts(head, own.scaling, (first.eps, second.eps), rates, flash)
     products = (inner.query, inner.key, inner.value, inner.out, inner.up, inner.down)
     weight = [x._parameters["weight"] for x in (*products, first, second)]
     bias = [x._parameters["bias"] for x in (*products, first, second)]
     # both in the order query, key, value, out, up, down, first norm, second norm
     weights = Weights._make([*weight[:6], *bias[:4], weight[6], bias[6], bias[4], bias[5], weight[7], bias[7]])
-    hidden = hidden_states[0].to(products_in(hidden_states, inner.query))
+    hidden = hidden_states[0].to(low)
     return post_norm_layer(hidden, Pack(kwargs["cu_seqlens"], kwargs["max_seqlen"]), facts, weights)[None]
 
 
