@@ -23,6 +23,7 @@ from tinyhat.encoder.fused.launch import available
 from tinyhat.encoder.fused.layer import Facts, Weights, post_norm_layer
 from tinyhat.encoder.fused.ops import branch
 from tinyhat.encoder.load import enable_checkpointing
+from tinyhat.encoder.long import local_attention
 from tinyhat.encoder.path import install_packing
 
 FIRST_POSITION = {"roberta": 2, "xlm-roberta": 2, "camembert": 2}
@@ -38,9 +39,6 @@ def everywhere(monkeypatch):
     for module in (parts, whole):
         monkeypatch.setattr(module, "on_a_gpu", lambda hidden: True)
         monkeypatch.setattr(module, "is_proven", lambda *_: True)
-    whole._are_proven.cache_clear()
-    yield
-    whole._are_proven.cache_clear()
 
 
 def pack(first_position: int) -> dict:
@@ -143,6 +141,99 @@ def test_the_gradient_of_a_branch():
     torch.manual_seed(0)
     inputs = [torch.randn(shape, dtype=torch.float64, requires_grad=True) for shape in ((5, 3), (4, 3))]
     assert torch.autograd.gradcheck(branch, inputs)
+
+
+def assert_same(fused, stock, inputs):
+    for got, expected in zip(logits_and_gradients(fused, inputs), logits_and_gradients(stock, inputs), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+
+
+@pytest.mark.parametrize("window", [2, 8, 64])
+def test_local_attention_stays_local(everywhere, window):
+    """The comparison at loading has five tokens: a window of eight looks like none there."""
+    stock = tiny_model("bert").eval()
+    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    fused = copy.deepcopy(stock)
+    for model in (stock, fused):
+        local_attention(model, window)
+    layers.install_fused(fused)
+    assert_same(fused, stock, pack(0))
+
+
+@pytest.mark.filterwarnings("ignore::FutureWarning")  # peft asks transformers for names of before
+@pytest.mark.parametrize("targets", ["all-linear", ["dense"], ["query", "value"]])
+def test_lora_of_peft(everywhere, targets):
+    peft = pytest.importorskip("peft")
+    stock = tiny_model("bert").eval()
+    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    fused = copy.deepcopy(stock)
+    layers.install_fused(fused)
+    adapted = []
+    for model in (stock, fused):
+        torch.manual_seed(0)
+        config = peft.LoraConfig(task_type="SEQ_CLS", target_modules=targets, init_lora_weights=False)
+        adapted.append(peft.get_peft_model(model, config).eval())
+    assert_same(adapted[1], adapted[0], pack(0))
+
+
+def test_a_wrapped_module_and_one_without_bias(everywhere):
+    stock = tiny_model("bert").eval()
+    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    fused = copy.deepcopy(stock)
+    layers.install_fused(fused)
+    for model in (stock, fused):
+        first, second = model.bert.encoder.layer
+        first.attention.output.dense.bias = None
+        second.output.dense.bias = None
+    assert_same(fused, stock, pack(0))
+
+    class Wrapped(nn.Module):
+        def __init__(self, attention):
+            super().__init__()
+            self.inner = attention
+
+        def forward(self, *args, **kwargs):
+            return self.inner(*args, **kwargs)
+
+    for model in (stock, fused):
+        model.bert.encoder.layer[0].attention = Wrapped(model.bert.encoder.layer[0].attention)
+    assert_same(fused, stock, pack(0))
+
+
+def test_dropout_is_on_where_its_own_module_says_so(everywhere):
+    """Monte Carlo dropout leaves it on in evaluation."""
+    model = tiny_model("bert")
+    assert install_packing(model, 0, 64, {0, 1, 2, 3}) == ""
+    layers.install_fused(model)
+
+    def differ():
+        return not torch.equal(model(**pack(0)).logits, model(**pack(0)).logits)
+
+    drops = [m for m in model.bert.encoder.modules() if isinstance(m, nn.Dropout)]
+    model.eval()
+    assert not differ()
+    for module in drops:
+        module.train()
+    assert differ()
+    model.train()
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.eval()
+    assert not differ()
+
+
+def test_a_backward_pass_under_autocast(everywhere):
+    stock = tiny_model("bert").eval()
+    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    fused = copy.deepcopy(stock)
+    layers.install_fused(fused)
+    gradients = []
+    for model in (stock, fused):
+        loss = model(**pack(0)).logits.square().sum()
+        with torch.autocast("cpu", torch.bfloat16):
+            loss.backward()
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None]))
+    assert float((gradients[1] - gradients[0]).norm()) < 0.05 * float(gradients[0].norm())
 
 
 def layer_shapes():
@@ -362,7 +453,7 @@ def test_kernels_equal_float64(kernel, dtype, width):
 @pytest.mark.parametrize("dtype", interface.VARLEN_DTYPES)
 def test_flash_kernels_called_as_they_are_equal_float64(dtype, head):
     where = torch.device("cuda", torch.cuda.current_device())
-    for rows in (1, 3, 203, 3001):
+    for rows in (203, 3001):  # one token a sequence has no gradient of queries and keys to compare with
         assert proof.fused_error("attention", where, head, dtype, dtype, rows) <= proof.TOLERANCE[dtype]
 
 

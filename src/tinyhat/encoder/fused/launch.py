@@ -92,7 +92,7 @@ def norm_forward(
     rows = hidden.numel() // hidden.shape[-1]
     out = torch.empty_like(hidden)
     kept = torch.empty_like(hidden) if keeps else out
-    stats = torch.empty(2, rows if keeps else 0, device=hidden.device)
+    stats = torch.empty(2, rows if keeps else 0, dtype=torch.float32, device=hidden.device)
     with _device_of(hidden):
         kernels.norm_forward[(rows,)](
             hidden, bias, residual, weight, norm_bias, out, kept, stats, rows, *dropout.constants(), eps,
@@ -125,7 +125,7 @@ def norm_backward(
     rows = stats.shape[1]
     programs = min(PROGRAMS, rows)
     d_hidden, d_residual = torch.empty_like(kept), torch.empty_like(kept)
-    sums = torch.empty(programs, 3, kept.shape[-1], device=kept.device)
+    sums = torch.empty(programs, 3, kept.shape[-1], dtype=torch.float32, device=kept.device)
     with _device_of(kept):
         kernels.norm_backward[(programs,)](
             grad, kept, weight, stats, d_hidden, d_residual, sums, rows, *dropout.constants(),
@@ -188,7 +188,7 @@ def gelu_backward(grad: torch.Tensor, hidden: torch.Tensor, bias: torch.Tensor) 
     rows = hidden.numel() // width
     grid = _summing(rows, width)
     d_hidden = torch.empty_like(hidden)
-    sums = torch.empty(grid[0], width, device=hidden.device)
+    sums = torch.empty(grid[0], width, dtype=torch.float32, device=hidden.device)
     with _device_of(hidden):
         kernels.gelu_backward[grid](grad, hidden, bias, d_hidden, sums, rows, D=width, **SUMMED_BLOCK)
     return d_hidden, sums.sum(0)
@@ -202,7 +202,7 @@ def column_sums(first: torch.Tensor, second: torch.Tensor, third: torch.Tensor) 
 
     rows, width = first.shape
     grid = _summing(rows, width)
-    sums = torch.empty(grid[0], 3, width, device=first.device)
+    sums = torch.empty(grid[0], 3, width, dtype=torch.float32, device=first.device)
     with _device_of(first):
         kernels.column_sums[(*grid, 3)](first, second, third, sums, rows, D=width, **SUMMED_BLOCK)
     return sums.sum(0)

@@ -126,10 +126,15 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        with torch.autocast(grads[0].device.type, enabled=False):  # it would not cast what is added up in place
+            return _Layer._gradients(ctx, grads[0].contiguous())
+
+    @staticmethod
+    def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, context, *rest = ctx.saved_tensors
         first, (wide, active), second = Normed(*rest[:3]), rest[3:5], Normed(rest[0], *rest[5:7])
         query, key, value, out, up, down, first_norm, up_bias, second_norm, cu_seqlens, *kept = rest[7:]
-        d_down, d_first, second_sums = norm_backward(grads[0].contiguous(), second, second_norm, ctx.dropouts[1])
+        d_down, d_first, second_sums = norm_backward(grad, second, second_norm, ctx.dropouts[1])
         d_wide, d_up_bias = gelu_backward(d_down @ down, wide, up_bias)
         d_first.addmm_(d_wide, up)  # in place: nobody else has seen it
         d_out, d_hidden, first_sums = norm_backward(d_first, first, first_norm, ctx.dropouts[0])

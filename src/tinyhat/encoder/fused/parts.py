@@ -37,9 +37,8 @@ def fused_output(part: Any, hidden_states: torch.Tensor, input_tensor: torch.Ten
     """Return what they return: dense, dropout, sum, norm."""
     dense, norm = part.dense, part.LayerNorm
     product = functional.linear(hidden_states, dense.weight)
-    rate = part.dropout.p if part.training else 0.0
     residual = input_tensor.to(product.dtype)
-    return dropout_add_norm(product, dense.bias, residual, norm.weight, norm.bias, rate, norm.eps)
+    return dropout_add_norm(product, dense.bias, residual, norm.weight, norm.bias, dropout_rate(part.dropout), norm.eps)
 
 
 def output_example(part: Any) -> tuple[tuple[torch.Tensor, ...], dict[str, Any]]:
@@ -88,7 +87,12 @@ def on_a_gpu(hidden: torch.Tensor) -> bool:
 
 def is_plain(layer: nn.Module) -> bool:
     """Return whether `layer` is a stock linear module with a bias: no adapter, no fp8 products."""
-    return type(layer) is nn.Linear and layer._parameters["bias"] is not None
+    return type(layer) is nn.Linear and layer._parameters.get("bias") is not None
+
+
+def dropout_rate(dropout: Any) -> float:
+    """Return the rate at which `dropout` drops now; its own flag counts, not that of the module around it."""
+    return float(dropout.p) if dropout.training else 0.0
 
 
 def is_hooked(module: nn.Module) -> bool:

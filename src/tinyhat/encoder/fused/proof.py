@@ -14,6 +14,7 @@ from torch.nn import functional
 from tinyhat.encoder.fused.attention import Pack, attention_backward, attention_forward
 from tinyhat.encoder.fused.launch import column_sums
 from tinyhat.encoder.fused.ops import bias_gelu, dropout_add_norm
+from tinyhat.encoder.interface import softmax_in
 
 RATE, EPS = 0.1, 1e-5  # of dropout and norm in the proof
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2, torch.float16: 2e-3}  # rounding alone: 1e-7, 4e-3, 3e-4
@@ -83,18 +84,18 @@ def fused_error(
     return max(errors, key=lambda error: math.inf if math.isnan(error) else error)
 
 
-def _attention_error(first: torch.Tensor, second: torch.Tensor, direction: torch.Tensor) -> float:
-    """Return it for one head of three sequences; other dtypes than the kernels' go the way they always go."""
-    rows = len(first)
+def _attention_error(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> float:
+    """Return it for two heads of three sequences; other dtypes than the kernels' go the way they always go."""
+    rows = len(a)
     boundaries = torch.tensor(sorted({0, rows // 2, rows - rows // 3, rows}), dtype=torch.int32)
-    pack = Pack(boundaries.to(first.device), int(boundaries.diff().max()))
-    asked, scale = [x[:, None] for x in (first, second, direction)], first.shape[1] ** -0.5
-    attended = attention_forward(asked, pack, scale, keeps=True, direct=True)
-    grads = attention_backward(direction[:, None], attended, pack, scale)
-    high = [x.double().requires_grad_() for x in asked]
-    expected = attention_forward(high, pack, scale, keeps=True, direct=False)
-    exact = attention_backward(direction[:, None].double(), expected, pack, scale)
-    return _off([(attended.out, expected.out), *zip(grads, exact, strict=True)])
+    pack, scale = Pack(boundaries.to(a.device), int(boundaries.diff().max())), a.shape[1] ** -0.5
+    *asked, grad = (torch.stack(pair, 1) for pair in ((a, b), (b, c), (c, a), (b, a)))
+    with softmax_in(None):  # whatever the plan is: the proof is kept
+        attended = attention_forward(asked, pack, scale, keeps=True, direct=True)
+        grads = attention_backward(grad, attended, pack, scale)
+        exact = attention_forward([x.double() for x in asked], pack, scale, keeps=True, direct=False)
+        exact_grads = attention_backward(grad.double(), exact, pack, scale)
+    return _off([(attended.out, exact.out), *zip(grads, exact_grads, strict=True)])
 
 
 def _norm_errors(inputs: Tensors, direction: torch.Tensor, rate: float) -> list[float]:

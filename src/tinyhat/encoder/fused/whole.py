@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
 from typing import Any, NamedTuple
 
 import torch
@@ -10,7 +9,17 @@ from torch import nn
 
 from tinyhat.encoder.fused.attention import Pack
 from tinyhat.encoder.fused.layer import Facts, Weights, post_norm_layer
-from tinyhat.encoder.fused.parts import has, is_hooked, is_layer, is_output, is_plain, is_proven, on_a_gpu, products_in
+from tinyhat.encoder.fused.parts import (
+    dropout_rate,
+    has,
+    is_hooked,
+    is_layer,
+    is_output,
+    is_plain,
+    is_proven,
+    on_a_gpu,
+    products_in,
+)
 from tinyhat.encoder.interface import NAME, varlen_has
 
 
@@ -65,26 +74,26 @@ class _Inner(NamedTuple):
 def _fuses(layer: Any, hidden: torch.Tensor) -> bool:
     if layer.training and getattr(layer, "gradient_checkpointing", False):
         return False  # its node would keep queries, keys and values
-    inner = _Inner.of(layer)
-    up, bias = inner.up, inner.out._parameters["bias"]
-    plain = all(map(is_plain, (inner.query, inner.key, inner.value, inner.out, up, inner.down)))
-    norms = type(inner.first_norm) is nn.LayerNorm and type(inner.second_norm) is nn.LayerNorm
-    if not plain or not norms or any(map(is_hooked, inner)):
+    try:
+        inner = _Inner.of(layer)
+    except KeyError:  # somebody wrapped a module
         return False
-    return _are_proven(hidden.device, up.in_features, up.out_features, products_in(hidden, up), bias.dtype)
-
-
-@lru_cache
-def _are_proven(device: torch.device, width: int, wide: int, dtype: torch.dtype, stored: torch.dtype) -> bool:
-    norm, sums = (is_proven(kernel, device, width, dtype, stored) for kernel in ("norm", "sums"))
-    return norm and sums and is_proven("gelu", device, wide, dtype, stored)
+    plain = all(map(is_plain, (inner.query, inner.key, inner.value, inner.out, inner.up, inner.down)))
+    norms = type(inner.first_norm) is nn.LayerNorm and type(inner.second_norm) is nn.LayerNorm
+    window = getattr(inner.own, "sliding_window", None)  # `local_attention`
+    if not plain or not norms or window or any(map(is_hooked, inner)):
+        return False
+    up, device = inner.up, hidden.device
+    dtypes = products_in(hidden, up), up.bias.dtype
+    gelu = is_proven("gelu", device, up.out_features, *dtypes)
+    return gelu and all(is_proven(kernel, device, up.in_features, *dtypes) for kernel in ("norm", "sums"))
 
 
 def fused_whole(layer: Any, hidden_states: torch.Tensor, *_: Any, **kwargs: Any) -> torch.Tensor:
     """Return what BertLayer returns for a pack, [1, T, D]."""
     inner = _Inner.of(layer)
     own, first, second = inner.own, inner.first_norm, inner.second_norm
-    rates = (inner.first_dropout.p, inner.second_dropout.p) if layer.training else (0.0, 0.0)
+    rates = dropout_rate(inner.first_dropout), dropout_rate(inner.second_dropout)
     low, head = products_in(hidden_states, inner.query), own.attention_head_size
     flash = varlen_has(low, head) and on_a_gpu(hidden_states)
     flash = flash and is_proven("attention", hidden_states.device, head, low, low)
@@ -94,7 +103,7 @@ def fused_whole(layer: Any, hidden_states: torch.Tensor, *_: Any, **kwargs: Any)
     bias = [x._parameters["bias"] for x in (*products, first, second)]
     # both in the order query, key, value, out, up, down, first norm, second norm
     weights = Weights._make([*weight[:6], *bias[:4], weight[6], bias[6], bias[4], bias[5], weight[7], bias[7]])
-    hidden = hidden_states[0].to(low)
+    hidden = hidden_states.flatten(0, 1).to(low)  # a row of it, [0], would be copied into zeros by the backward pass
     return post_norm_layer(hidden, Pack(kwargs["cu_seqlens"], kwargs["max_seqlen"]), facts, weights)[None]
 
 
