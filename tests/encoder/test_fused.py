@@ -4,20 +4,18 @@ from __future__ import annotations
 
 import copy
 import pickle
-import warnings
 
 import numpy as np
 import pytest
 import torch
 from tests.tiny.models import tiny_model
 from torch import nn
-from torch.utils.checkpoint import checkpoint
 from transformers import LayoutLMConfig, LayoutLMForSequenceClassification
 from transformers.models.bert.modeling_bert import BertOutput
 
 from tinyhat.encoder import interface
 from tinyhat.encoder.fused import attention as attention_module
-from tinyhat.encoder.fused import layers, parts, proof, whole
+from tinyhat.encoder.fused import install, parts, whole
 from tinyhat.encoder.fused.attention import Pack
 from tinyhat.encoder.fused.launch import available
 from tinyhat.encoder.fused.layer import Facts, Weights, post_norm_layer
@@ -35,7 +33,7 @@ needs_gpu = pytest.mark.skipif(not available(), reason="needs a GPU")
 @pytest.fixture
 def everywhere(monkeypatch):
     """Fused parts run on the processor, with the stock functions that `launch` has there."""
-    monkeypatch.setattr(layers, "available", lambda: True)
+    monkeypatch.setattr(install, "available", lambda: True)
     for module in (parts, whole):
         monkeypatch.setattr(module, "on_a_gpu", lambda hidden: True)
         monkeypatch.setattr(module, "is_proven", lambda *_: True)
@@ -65,7 +63,7 @@ def test_logits_and_gradients_of_packs_and_batches(everywhere, family):
     stock = tiny_model(family).eval()
     assert install_packing(stock, FIRST_POSITION.get(family, 0), 64, {0, 1, 2, 3}) == ""
     fused = copy.deepcopy(stock)
-    assert layers.install_fused(fused) == 4 * stock.config.num_hidden_layers - 1  # the last is whole no more
+    assert install.install_fused(fused) == 4 * stock.config.num_hidden_layers - 1  # the last is whole no more
     batch = {"input_ids": torch.randint(5, 200, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.int64)}
     batch["attention_mask"][1, 5:] = 0
     for inputs in (pack(FIRST_POSITION.get(family, 0)), batch):
@@ -77,7 +75,7 @@ def test_logits_and_gradients_of_packs_and_batches(everywhere, family):
 def test_other_layers_stay_as_they_are(everywhere, family):
     model = tiny_model(family)
     before = {name: dict(vars(module)) for name, module in model.named_modules()}
-    layers.install_fused(model)
+    install.install_fused(model)
     touched = [n for n, m in model.named_modules() if {"forward", "feed_forward_chunk"} & (vars(m).keys() - before[n])]
     assert not touched
 
@@ -90,28 +88,28 @@ def test_a_part_of_the_same_names_that_computes_something_else_stays(everywhere)
     model = tiny_model("bert")
     for layer in model.bert.encoder.layer:
         layer.output.__class__ = Scaled
-    layers.install_fused(model)
+    install.install_fused(model)
     assert all("forward" not in vars(layer.output) for layer in model.bert.encoder.layer)
     assert all("forward" in vars(layer.attention.output) for layer in model.bert.encoder.layer)
 
 
 def test_without_a_gpu_nothing_is_replaced(monkeypatch):
-    monkeypatch.setattr(layers, "available", lambda: False)
-    assert layers.install_fused(tiny_model("bert")) == 0
+    monkeypatch.setattr(install, "available", lambda: False)
+    assert install.install_fused(tiny_model("bert")) == 0
 
 
 def test_on_a_processor_replaced_methods_run_the_stock_ones(monkeypatch):
-    monkeypatch.setattr(layers, "available", lambda: True)
+    monkeypatch.setattr(install, "available", lambda: True)
     stock = tiny_model("bert").eval()
     model = copy.deepcopy(stock)
-    assert layers.install_fused(model) > 0
+    assert install.install_fused(model) > 0
     ids = torch.randint(5, 200, (2, 9))
     assert torch.equal(model(input_ids=ids).logits, stock(input_ids=ids).logits)
 
 
 def test_a_copy_computes_with_its_own_weights(everywhere):
     model = tiny_model("bert").eval()
-    layers.install_fused(model)
+    install.install_fused(model)
     ids = torch.randint(5, 200, (2, 9))
     before = model(input_ids=ids).logits
     for parameter in copy.deepcopy(model).parameters():
@@ -129,7 +127,7 @@ def test_adapters_and_frozen_weights(everywhere):
     for parameter in stock.bert.encoder.layer[0].parameters():
         parameter.requires_grad_(False)
     fused = copy.deepcopy(stock)
-    layers.install_fused(fused)
+    install.install_fused(fused)
     for model in (stock, fused):
         model.bert.encoder.layer[1].attention.self.key.__class__ = Adapted
         model.bert.encoder.layer[1].intermediate.dense.__class__ = Adapted
@@ -156,7 +154,7 @@ def test_local_attention_stays_local(everywhere, window):
     fused = copy.deepcopy(stock)
     for model in (stock, fused):
         local_attention(model, window)
-    layers.install_fused(fused)
+    install.install_fused(fused)
     assert_same(fused, stock, pack(0))
 
 
@@ -167,7 +165,7 @@ def test_lora_of_peft(everywhere, targets):
     stock = tiny_model("bert").eval()
     assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
     fused = copy.deepcopy(stock)
-    layers.install_fused(fused)
+    install.install_fused(fused)
     adapted = []
     for model in (stock, fused):
         torch.manual_seed(0)
@@ -180,7 +178,7 @@ def test_a_wrapped_module_and_one_without_bias(everywhere):
     stock = tiny_model("bert").eval()
     assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
     fused = copy.deepcopy(stock)
-    layers.install_fused(fused)
+    install.install_fused(fused)
     for model in (stock, fused):
         first, second = model.bert.encoder.layer
         first.attention.output.dense.bias = None
@@ -204,7 +202,7 @@ def test_dropout_is_on_where_its_own_module_says_so(everywhere):
     """Monte Carlo dropout leaves it on in evaluation."""
     model = tiny_model("bert")
     assert install_packing(model, 0, 64, {0, 1, 2, 3}) == ""
-    layers.install_fused(model)
+    install.install_fused(model)
 
     def differ():
         return not torch.equal(model(**pack(0)).logits, model(**pack(0)).logits)
@@ -226,7 +224,7 @@ def test_a_backward_pass_under_autocast(everywhere):
     stock = tiny_model("bert").eval()
     assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
     fused = copy.deepcopy(stock)
-    layers.install_fused(fused)
+    install.install_fused(fused)
     gradients = []
     for model in (stock, fused):
         loss = model(**pack(0)).logits.square().sum()
@@ -316,7 +314,7 @@ def test_flash_kernels_are_called_as_torch_declares_them(monkeypatch):
 def test_a_checkpointed_layer_and_one_with_hooks_keep_their_parts(everywhere, monkeypatch):
     model = tiny_model("bert")
     assert install_packing(model, 0, 64, {0, 1, 2, 3}) == ""
-    layers.install_fused(model)
+    install.install_fused(model)
     run = []
     monkeypatch.setattr(whole, "fused_whole", lambda *args, **kwargs: run.append(1) or args[1])
     count = model.config.num_hidden_layers - 1  # the last computes first rows only
@@ -333,65 +331,9 @@ def test_a_checkpointed_layer_and_one_with_hooks_keep_their_parts(everywhere, mo
     assert len(run) == 3 * count - 1
 
 
-@pytest.mark.parametrize("fault", [RuntimeError("ptxas fatal"), 0.5, float("inf"), float("nan")], ids=str)
-def test_a_kernel_that_is_wrong_or_does_not_compile_is_not_used(monkeypatch, fault):
-    def error(*_):
-        if isinstance(fault, Exception):
-            raise fault
-        return fault
-
-    monkeypatch.setattr(proof, "fused_error", error)
-    proof.proven.cache_clear()
-    asked = ("norm", CPU, 32, torch.float32, torch.float32)
-    with pytest.warns(RuntimeWarning, match="fused norm kernel is not used on cpu for width 32"):
-        assert not proof.proven(*asked)
-    with warnings.catch_warnings():
-        warnings.simplefilter("error")
-        assert not proof.proven(*asked)  # said once
-    proof.proven.cache_clear()
-
-
-class WrongGradient(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x):
-        return x.clone()
-
-    @staticmethod
-    def backward(ctx, gradient):
-        return gradient * float("nan")
-
-
-@pytest.mark.parametrize("kernel", ["norm", "gelu"])
-def test_gradients_that_are_no_numbers_are_seen(monkeypatch, kernel):
-    for name in ("bias_gelu", "dropout_add_norm"):
-        right = getattr(proof, name)
-        monkeypatch.setattr(proof, name, lambda *x, right=right: WrongGradient.apply(right(*x)))
-    assert not proof.fused_error(kernel, CPU, 32, torch.float32, torch.float32) <= 1.0
-
-
-def test_a_proof_within_a_checkpointed_layer_disturbs_nothing(monkeypatch):
-    """Recomputation counts saved tensors, and would start a second proof inside the first."""
-    monkeypatch.setattr(torch.cuda, "manual_seed_all", lambda _: pytest.fail("a GPU's generator was seeded"))
-    proof.proven.cache_clear()
-
-    def layer(x):
-        assert proof.proven("norm", CPU, 32, torch.float32, torch.float32)
-        return (x.tanh() * torch.rand(())).sin()
-
-    x = torch.randn(3, 32, requires_grad=True)
-    torch.default_generator.manual_seed(5)
-    out = checkpoint(layer, x, use_reentrant=False)
-    out.sum().backward()
-    torch.default_generator.manual_seed(5)
-    y = x.detach().clone().requires_grad_()
-    (y.tanh() * torch.rand(())).sin().sum().backward()
-    assert torch.equal(x.grad, y.grad)
-    proof.proven.cache_clear()
-
-
 def test_a_pickled_model_comes_back(everywhere):
     model = tiny_model("bert").eval()
-    layers.install_fused(model)
+    install.install_fused(model)
     ids = torch.randint(5, 200, (2, 9))
     torch.testing.assert_close(pickle.loads(pickle.dumps(model))(input_ids=ids).logits, model(input_ids=ids).logits)
 
@@ -403,23 +345,9 @@ def test_layers_that_return_something_else_stay(everywhere):
     stock = LayoutLMForSequenceClassification(config).eval()
     assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
     fused = copy.deepcopy(stock)
-    assert layers.install_fused(fused) > 0
+    assert install.install_fused(fused) > 0
     for got, expected in zip(logits_and_gradients(fused, pack(0)), logits_and_gradients(stock, pack(0)), strict=True):
         torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
-
-
-def test_the_proof_sees_a_mask_that_is_not_the_one_of_the_forward_pass(monkeypatch):
-    """On the processor the stock functions pass it, and what drops other values behind them does not."""
-    for kernel in ("gelu", "norm", "sums", "attention"):
-        assert proof.fused_error(kernel, CPU, 32, torch.float32, torch.float32) < proof.TOLERANCE[torch.float32]
-    right = proof.dropout_add_norm
-
-    def other_mask(*args):
-        torch.manual_seed(len(str(args[0].sum())))
-        return right(*args)
-
-    monkeypatch.setattr(proof, "dropout_add_norm", other_mask)
-    assert proof.fused_error("norm", CPU, 32, torch.float32, torch.float32) > 0.1
 
 
 def test_equal_lengths_are_a_rectangle():
@@ -438,32 +366,12 @@ def test_equal_lengths_are_a_rectangle():
 
 
 @needs_gpu
-@pytest.mark.parametrize("width", [32, 100, 384, 768, 1024])
-@pytest.mark.parametrize("dtype", list(proof.TOLERANCE))
-@pytest.mark.parametrize("kernel", ["norm", "gelu", "sums"])
-def test_kernels_equal_float64(kernel, dtype, width):
-    where = torch.device("cuda", torch.cuda.current_device())
-    for rows in (1, 3, 203, 5001, 10_007):
-        for stored in {dtype, torch.float32}:
-            assert proof.fused_error(kernel, where, width, dtype, stored, rows) <= proof.TOLERANCE[dtype]
-
-
-@needs_gpu
-@pytest.mark.parametrize("head", [16, 32, 64, 128])
-@pytest.mark.parametrize("dtype", interface.VARLEN_DTYPES)
-def test_flash_kernels_called_as_they_are_equal_float64(dtype, head):
-    where = torch.device("cuda", torch.cuda.current_device())
-    for rows in (203, 3001):  # one token a sequence has no gradient of queries and keys to compare with
-        assert proof.fused_error("attention", where, head, dtype, dtype, rows) <= proof.TOLERANCE[dtype]
-
-
-@needs_gpu
 @pytest.mark.parametrize("family", POST_NORM)
 def test_logits_and_gradients_on_a_gpu(family):
     stock = tiny_model(family).eval()
     assert install_packing(stock, FIRST_POSITION.get(family, 0), 64, {0, 1, 2, 3}) == ""
     fused = copy.deepcopy(stock)
-    assert layers.install_fused(fused) > 0
+    assert install.install_fused(fused) > 0
     inputs = pack(FIRST_POSITION.get(family, 0))
     on_gpu = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     expected = logits_and_gradients(stock, inputs)

@@ -27,7 +27,7 @@ from transformers import (
 from tinyhat.config import EncoderConfig
 from tinyhat.encoder import ltg_bert  # transformers' Auto classes learn of it by this import
 from tinyhat.encoder.dropout import install_fast_dropout
-from tinyhat.encoder.fused.layers import install_fused
+from tinyhat.encoder.fused.install import install_fused
 from tinyhat.encoder.hub import hub_source
 from tinyhat.encoder.long import LOCAL, extend_positions, local_attention, sparse_in_fp32
 from tinyhat.encoder.ltg_bert.transfer import check_transfer

@@ -1,4 +1,4 @@
-"""Whether the kernels of `ops` are right on this GPU: compared with float64, once for each width and dtypes."""
+"""Whether the kernels are right on this GPU: compared with float64, once for each width and dtypes."""
 
 from __future__ import annotations
 

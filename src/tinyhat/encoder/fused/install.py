@@ -1,4 +1,4 @@
-"""Post-norm layers that run `ops` on a GPU: BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE, MiniLM and their like."""
+"""Post-norm layers made to run fused on a GPU: BERT, RoBERTa, XLM-R, CamemBERT, ELECTRA, ERNIE, MiniLM and more."""
 
 from __future__ import annotations
 
