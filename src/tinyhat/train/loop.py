@@ -146,7 +146,7 @@ class Trainer:
         self.update.unscale()
         for strategy in self.strategies:
             strategy.after_backward(step)
-        gradient_norm = self.update.norm()
+        gradient_norm = self.update.norm(self.accelerator)
         facts = torch.stack([self.accelerator.reduce(loss, "mean"), gradient_norm.to(loss)])
         numbers = _on_their_way(facts)
         if not self.update.may_skip:

@@ -146,8 +146,10 @@ class Update:
             torch._foreach_mul_(self._gradients(), 1.0 / self.scale.value)
 
     @torch.no_grad()
-    def norm(self) -> torch.Tensor:
-        """Clip the gradients as torch's `clip_grad_norm_` does; return their norm before clipping, on the device."""
+    def norm(self, accelerator: Accelerator) -> torch.Tensor:
+        """Clip the gradients; return their norm before clipping, on the device."""
+        if self.plan.body == torch.float32:
+            return accelerator.clip_grad_norm_(self.model.parameters(), self.clip)
         gradients = self._gradients()
         # squares of fp16 values pass 65,504, and a bf16 norm would know 8 bits of itself
         norm = torch.stack(torch._foreach_norm(gradients, 2.0, dtype=torch.float32)).norm()
