@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import nullcontext
 
 import numpy as np
@@ -39,7 +39,7 @@ def run_checks(device: torch.device) -> list[str]:
         ("fused dropout, sum and norm against float64", lambda device: _fused("norm", device)),
         ("fused bias and GELU against float64", lambda device: _fused("gelu", device)),
         ("sums over rows against float64", lambda device: _fused("sums", device)),
-        ("flash kernels in a whole layer against float64", _flash),
+        ("flash kernels of a whole layer", lambda device: _fused("attention", device, 64, 3001, VARLEN_DTYPES)),
         *((f"{family} packed against one by one", _family(family)) for family in FAMILIES),
         ("the same step twice", _twice),
     ]
@@ -185,24 +185,22 @@ def _logits_and_gradients(
     return [logits.detach().double(), gradients.double()]
 
 
-def _fused(kernel: Kernel, device: torch.device) -> str:
+def _fused(
+    kernel: Kernel,
+    device: torch.device,
+    width: int = 768,
+    rows: int = 10_007,
+    dtypes: Iterable[torch.dtype] = TOLERANCE,
+) -> str:
     if not available():
         return "no GPU: stock layers run"
     errors = {
-        (dtype, stored): fused_error(kernel, device, 768, dtype, stored, rows=10_007)
-        for dtype in TOLERANCE
+        (dtype, stored): fused_error(kernel, device, width, dtype, stored, rows)
+        for dtype in dtypes
         for stored in {dtype, torch.float32}
     }
     text = ", ".join(f"{dtype} with {stored} weights {off:.1e}" for (dtype, stored), off in errors.items())
     return text if all(off <= TOLERANCE[dtype] for (dtype, _), off in errors.items()) else f"FAILED: {text}"
-
-
-def _flash(device: torch.device) -> str:
-    if not available():
-        return "no GPU: stock layers run"
-    errors = {dtype: fused_error("attention", device, 64, dtype, dtype) for dtype in VARLEN_DTYPES}
-    text = ", ".join(f"{dtype} {off:.1e}" for dtype, off in errors.items())
-    return text if all(off <= TOLERANCE[dtype] for dtype, off in errors.items()) else f"FAILED: {text}"
 
 
 def _twice(device: torch.device) -> str:

@@ -51,6 +51,20 @@ def pack(first_position: int) -> dict:
     }
 
 
+def packed(model: nn.Module, first_position: int = 0) -> nn.Module:
+    assert install_packing(model.eval(), first_position, 64, {0, 1, 2, 3}) == ""
+    return model
+
+
+def pair(family: str = "bert") -> tuple[nn.Module, nn.Module]:
+    """Return a packed model that is stock, and the same one fused."""
+    stock = packed(tiny_model(family), FIRST_POSITION.get(family, 0))
+    fused = copy.deepcopy(stock)
+    # four parts a layer, but the last is whole no more
+    assert install.install_fused(fused) == 4 * stock.config.num_hidden_layers - 1
+    return stock, fused
+
+
 def logits_and_gradients(model: nn.Module, inputs: dict) -> list[torch.Tensor]:
     model.zero_grad()
     logits = model(**inputs).logits
@@ -58,17 +72,18 @@ def logits_and_gradients(model: nn.Module, inputs: dict) -> list[torch.Tensor]:
     return [logits.detach(), *(p.grad.clone() for p in model.parameters() if p.grad is not None)]
 
 
+def assert_same(fused, stock, inputs):
+    for got, expected in zip(logits_and_gradients(fused, inputs), logits_and_gradients(stock, inputs), strict=True):
+        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+
+
 @pytest.mark.parametrize("family", POST_NORM)
 def test_logits_and_gradients_of_packs_and_batches(everywhere, family):
-    stock = tiny_model(family).eval()
-    assert install_packing(stock, FIRST_POSITION.get(family, 0), 64, {0, 1, 2, 3}) == ""
-    fused = copy.deepcopy(stock)
-    assert install.install_fused(fused) == 4 * stock.config.num_hidden_layers - 1  # the last is whole no more
+    stock, fused = pair(family)
     batch = {"input_ids": torch.randint(5, 200, (3, 8)), "attention_mask": torch.ones(3, 8, dtype=torch.int64)}
     batch["attention_mask"][1, 5:] = 0
     for inputs in (pack(FIRST_POSITION.get(family, 0)), batch):
-        for got, expected in zip(logits_and_gradients(fused, inputs), logits_and_gradients(stock, inputs), strict=True):
-            torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+        assert_same(fused, stock, inputs)
 
 
 @pytest.mark.parametrize("family", ["distilbert", "modernbert", "albert"])
@@ -122,8 +137,7 @@ def test_adapters_and_frozen_weights(everywhere):
         def forward(self, hidden):
             return super().forward(hidden) + 1
 
-    stock = tiny_model("bert").eval()
-    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    stock = packed(tiny_model("bert"))
     for parameter in stock.bert.encoder.layer[0].parameters():
         parameter.requires_grad_(False)
     fused = copy.deepcopy(stock)
@@ -131,8 +145,7 @@ def test_adapters_and_frozen_weights(everywhere):
     for model in (stock, fused):
         model.bert.encoder.layer[1].attention.self.key.__class__ = Adapted
         model.bert.encoder.layer[1].intermediate.dense.__class__ = Adapted
-    for got, expected in zip(logits_and_gradients(fused, pack(0)), logits_and_gradients(stock, pack(0)), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+    assert_same(fused, stock, pack(0))
 
 
 def test_the_gradient_of_a_branch():
@@ -141,16 +154,10 @@ def test_the_gradient_of_a_branch():
     assert torch.autograd.gradcheck(branch, inputs)
 
 
-def assert_same(fused, stock, inputs):
-    for got, expected in zip(logits_and_gradients(fused, inputs), logits_and_gradients(stock, inputs), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
-
-
 @pytest.mark.parametrize("window", [2, 8, 64])
 def test_local_attention_stays_local(everywhere, window):
     """The comparison at loading has five tokens: a window of eight looks like none there."""
-    stock = tiny_model("bert").eval()
-    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    stock = packed(tiny_model("bert"))
     fused = copy.deepcopy(stock)
     for model in (stock, fused):
         local_attention(model, window)
@@ -162,10 +169,7 @@ def test_local_attention_stays_local(everywhere, window):
 @pytest.mark.parametrize("targets", ["all-linear", ["dense"], ["query", "value"]])
 def test_lora_of_peft(everywhere, targets):
     peft = pytest.importorskip("peft")
-    stock = tiny_model("bert").eval()
-    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
-    fused = copy.deepcopy(stock)
-    install.install_fused(fused)
+    stock, fused = pair()
     adapted = []
     for model in (stock, fused):
         torch.manual_seed(0)
@@ -175,10 +179,7 @@ def test_lora_of_peft(everywhere, targets):
 
 
 def test_a_wrapped_module_and_one_without_bias(everywhere):
-    stock = tiny_model("bert").eval()
-    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
-    fused = copy.deepcopy(stock)
-    install.install_fused(fused)
+    stock, fused = pair()
     for model in (stock, fused):
         first, second = model.bert.encoder.layer
         first.attention.output.dense.bias = None
@@ -200,9 +201,7 @@ def test_a_wrapped_module_and_one_without_bias(everywhere):
 
 def test_dropout_is_on_where_its_own_module_says_so(everywhere):
     """Monte Carlo dropout leaves it on in evaluation."""
-    model = tiny_model("bert")
-    assert install_packing(model, 0, 64, {0, 1, 2, 3}) == ""
-    install.install_fused(model)
+    _, model = pair()
 
     def differ():
         return not torch.equal(model(**pack(0)).logits, model(**pack(0)).logits)
@@ -221,10 +220,7 @@ def test_dropout_is_on_where_its_own_module_says_so(everywhere):
 
 
 def test_a_backward_pass_under_autocast(everywhere):
-    stock = tiny_model("bert").eval()
-    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
-    fused = copy.deepcopy(stock)
-    install.install_fused(fused)
+    stock, fused = pair()
     gradients = []
     for model in (stock, fused):
         loss = model(**pack(0)).logits.square().sum()
@@ -251,7 +247,9 @@ def test_the_gradient_of_a_whole_layer(rate, frozen):
 
     def layer(hidden, *weights):
         torch.default_generator.manual_seed(4)
-        return post_norm_layer(hidden, boundaries, Facts(4, 0.5, (1e-5, 1e-3), (rate, rate)), Weights(*weights))
+        return post_norm_layer(
+            hidden, boundaries, Facts(4, 0.5, (1e-5, 1e-3), (rate, rate), flash=False), Weights(*weights)
+        )
 
     assert torch.autograd.gradcheck(layer, inputs)
     with torch.no_grad():
@@ -312,9 +310,7 @@ def test_flash_kernels_are_called_as_torch_declares_them(monkeypatch):
 
 
 def test_a_checkpointed_layer_and_one_with_hooks_keep_their_parts(everywhere, monkeypatch):
-    model = tiny_model("bert")
-    assert install_packing(model, 0, 64, {0, 1, 2, 3}) == ""
-    install.install_fused(model)
+    _, model = pair()
     run = []
     monkeypatch.setattr(whole, "fused_whole", lambda *args, **kwargs: run.append(1) or args[1])
     count = model.config.num_hidden_layers - 1  # the last computes first rows only
@@ -342,12 +338,10 @@ def test_layers_that_return_something_else_stay(everywhere):
     """LayoutLM's attention has BERT's names, takes the mask by keyword and returns no pair."""
     shape = {"vocab_size": 200, "hidden_size": 32, "num_attention_heads": 2, "num_hidden_layers": 2, "num_labels": 3}
     config = LayoutLMConfig(**shape, intermediate_size=64, max_position_embeddings=64)
-    stock = LayoutLMForSequenceClassification(config).eval()
-    assert install_packing(stock, 0, 64, {0, 1, 2, 3}) == ""
+    stock = packed(LayoutLMForSequenceClassification(config))
     fused = copy.deepcopy(stock)
     assert install.install_fused(fused) > 0
-    for got, expected in zip(logits_and_gradients(fused, pack(0)), logits_and_gradients(stock, pack(0)), strict=True):
-        torch.testing.assert_close(got, expected, rtol=1e-4, atol=2e-6)
+    assert_same(fused, stock, pack(0))
 
 
 def test_equal_lengths_are_a_rectangle():
@@ -368,10 +362,7 @@ def test_equal_lengths_are_a_rectangle():
 @needs_gpu
 @pytest.mark.parametrize("family", POST_NORM)
 def test_logits_and_gradients_on_a_gpu(family):
-    stock = tiny_model(family).eval()
-    assert install_packing(stock, FIRST_POSITION.get(family, 0), 64, {0, 1, 2, 3}) == ""
-    fused = copy.deepcopy(stock)
-    assert install.install_fused(fused) > 0
+    stock, fused = pair(family)
     inputs = pack(FIRST_POSITION.get(family, 0))
     on_gpu = {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in inputs.items()}
     expected = logits_and_gradients(stock, inputs)

@@ -70,8 +70,8 @@ def attend(
     """
     if _softmax == "fp32" and query.is_cpu and not window:
         return _sdpa_by_length(query, key, value, cu_query, cu_key, scale)
-    if _on_tensor_cores(query):
-        if not window and not takes_varlen(query, key, cu_key, max_query, max_key):
+    if _has_varlen(query):
+        if not window and _uniform(query, key, cu_key, max_query, max_key):
             return _dense(query, key, value, max_query, max_key, scale)
         reach = (window - 1, window - 1) if window else (-1, -1)
         out = varlen_attn(query, key, value, cu_query, cu_key, max_query, max_key, scale=scale, window_size=reach)
@@ -93,8 +93,7 @@ def attend(
 
 def takes_varlen(query: torch.Tensor, key: torch.Tensor, cu_key: torch.Tensor, max_query: int, max_key: int) -> bool:
     """Return whether attention without a window is torch's varlen kernel; arguments as for `attend`."""
-    dense = not torch.compiler.is_compiling() and _uniform(query, key, cu_key, max_query, max_key)
-    return _on_tensor_cores(query) and not dense
+    return _has_varlen(query) and not _uniform(query, key, cu_key, max_query, max_key)
 
 
 def varlen_has(dtype: torch.dtype, width: int) -> bool:
@@ -102,7 +101,7 @@ def varlen_has(dtype: torch.dtype, width: int) -> bool:
     return dtype in VARLEN_DTYPES and width % 8 == 0 and width <= 256
 
 
-def _on_tensor_cores(query: torch.Tensor) -> bool:
+def _has_varlen(query: torch.Tensor) -> bool:
     return _softmax != "low" and query.is_cuda and varlen_has(query.dtype, query.shape[-1])
 
 
@@ -112,7 +111,7 @@ def _uniform(query: torch.Tensor, key: torch.Tensor, cu_key: torch.Tensor, max_q
     Its kernels take two thirds of the time of varlen's (H200, 128 x 512 tokens: .26 and .90 ms against .40 and 1.34).
     """
     count = len(cu_key) - 1
-    worth = count > 0 and count % 8 == 0 and max_key >= SHORTEST and max_query > 1
+    worth = count > 0 and count % 8 == 0 and max_key >= SHORTEST and max_query > 1 and not torch.compiler.is_compiling()
     return worth and count * max_key == len(key) and count * max_query == len(query)
 
 

@@ -102,17 +102,17 @@ def norm_forward(
 
 
 def norm_backward(
-    grad: torch.Tensor, normed: Normed, weight: torch.Tensor, dropout: Dropout
+    grad: torch.Tensor, kept: torch.Tensor, stats: torch.Tensor, weight: torch.Tensor, dropout: Dropout
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """Return the gradients of `hidden` and `residual`, and [3, D]: those of `bias`, `weight` and `norm_bias`.
 
     Args:
-        grad: of ``normed.out``, contiguous.
-        normed: of `norm_forward`, as are the next two; `out` is not read.
+        grad: of the output, contiguous.
+        kept: of `norm_forward`, as are the next three.
+        stats: see there.
         weight: see there.
         dropout: see there.
     """
-    kept, stats = normed.kept, normed.stats
     if not grad.is_cuda:
         mean, inverse = stats
         d_sum, d_weight, d_bias = torch.ops.aten.native_layer_norm_backward(
@@ -142,13 +142,10 @@ def _device_of(tensor: torch.Tensor) -> AbstractContextManager[Any]:
 
 def _row(hidden: torch.Tensor, dropout: Dropout) -> dict[str, int | bool]:
     """Return what a norm's kernels are compiled for."""
+    from triton import next_power_of_2
+
     width = hidden.shape[-1]
-    return {"D": width, "WIDTH": _power_of_2(width // 4), "DROPOUT": dropout.rate > 0}
-
-
-def _power_of_2(number: int) -> int:
-    """Return the smallest power of 2 that is not below `number`."""
-    return 1 << (number - 1).bit_length()
+    return {"D": width, "WIDTH": next_power_of_2(width // 4), "DROPOUT": dropout.rate > 0}
 
 
 def gelu_forward(hidden: torch.Tensor, bias: torch.Tensor) -> torch.Tensor:

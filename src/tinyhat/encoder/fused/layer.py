@@ -14,7 +14,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tinyhat.encoder.fused.attention import Attended, Pack, attention_backward, attention_forward
+from tinyhat.encoder.fused.attention import Pack, attention_backward, attention_forward
 from tinyhat.encoder.fused.launch import (
     Dropout,
     Normed,
@@ -63,7 +63,7 @@ class Facts(NamedTuple):
     scale: float
     eps: tuple[float, float]
     rates: tuple[float, float]
-    flash: bool = False
+    flash: bool
 
 
 def post_norm_layer(hidden: torch.Tensor, pack: Pack, facts: Facts, weights: Weights) -> torch.Tensor:
@@ -132,16 +132,16 @@ class _Layer(torch.autograd.Function):
     @staticmethod
     def _gradients(ctx: Any, grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         hidden, context, *rest = ctx.saved_tensors
-        first, (wide, active), second = Normed(*rest[:3]), rest[3:5], Normed(rest[0], *rest[5:7])
-        query, key, value, out, up, down, first_norm, up_bias, second_norm, cu_seqlens, *kept = rest[7:]
-        d_down, d_first, second_sums = norm_backward(grad, second, second_norm, ctx.dropouts[1])
+        first, (wide, active, kept, stats) = Normed(*rest[:3]), rest[3:7]
+        query, key, value, out, up, down, first_norm, up_bias, second_norm, cu_seqlens, *attended = rest[7:]
+        d_down, d_first, second_sums = norm_backward(grad, kept, stats, second_norm, ctx.dropouts[1])
         d_wide, d_up_bias = gelu_backward(d_down @ down, wide, up_bias)
         d_first.addmm_(d_wide, up)  # in place: nobody else has seen it
-        d_out, d_hidden, first_sums = norm_backward(d_first, first, first_norm, ctx.dropouts[0])
+        d_out, d_hidden, first_sums = norm_backward(d_first, first.kept, first.stats, first_norm, ctx.dropouts[0])
         d_attended = (d_out @ out).unflatten(1, (-1, ctx.facts.head))
-        attended = Attended(context, tuple(kept), ctx.graph)
         pack = Pack(cu_seqlens, ctx.max_seqlen)
-        d_asked = [d.flatten(1).contiguous() for d in attention_backward(d_attended, attended, pack, ctx.facts.scale)]
+        d_asked = attention_backward(d_attended, attended, ctx.graph, pack, ctx.facts.scale)
+        d_asked = tuple(d.flatten(1).contiguous() for d in d_asked)  # kernels read rows end to end
         wanted = ctx.needs_input_grad
         if wanted[0]:
             for d, weight in zip(d_asked, (query, key, value), strict=True):

@@ -8,7 +8,7 @@ import torch
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from tinyhat.encoder.fused.launch import Dropout, Normed, gelu_backward, gelu_forward, norm_backward, norm_forward
+from tinyhat.encoder.fused.launch import Dropout, gelu_backward, gelu_forward, norm_backward, norm_forward
 
 
 def dropout_add_norm(
@@ -98,8 +98,7 @@ class _DropoutAddNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         kept, stats, weight = ctx.saved_tensors
-        grad = grads[0].contiguous()
-        d_hidden, d_residual, sums = norm_backward(grad, Normed(grad, kept, stats), weight, ctx.dropout)
+        d_hidden, d_residual, sums = norm_backward(grads[0].contiguous(), kept, stats, weight, ctx.dropout)
         d_bias, d_weight, d_norm = (x.to(dtype) for x, dtype in zip(sums, ctx.dtypes, strict=True))
         return d_hidden, d_bias, d_residual, d_weight, d_norm, None, None, None
 

@@ -42,7 +42,7 @@ def proven(kernel: Kernel, device: torch.device, width: int, dtype: torch.dtype,
         if off <= TOLERANCE.get(dtype, 0.0):
             return True
         fault = f"it differs from float64 by {off:.1e}"
-    text = f"the fused {kernel} kernel is not used on {device} for width {width} in {dtype}, stock layers are: {fault}"
+    text = f"the fused {kernel} kernel is not used on {device} for width {width} in {dtype}, torch's are: {fault}"
     warnings.warn(text, RuntimeWarning, stacklevel=2)
     return False
 
@@ -92,9 +92,9 @@ def _attention_error(a: torch.Tensor, b: torch.Tensor, c: torch.Tensor) -> float
     *asked, grad = (torch.stack(pair, 1) for pair in ((a, b), (b, c), (c, a), (b, a)))
     with softmax_in(None):  # whatever the plan is: the proof is kept
         attended = attention_forward(asked, pack, scale, keeps=True, direct=True)
-        grads = attention_backward(grad, attended, pack, scale)
+        grads = attention_backward(grad, *attended[1:], pack, scale)
         exact = attention_forward([x.double() for x in asked], pack, scale, keeps=True, direct=False)
-        exact_grads = attention_backward(grad.double(), exact, pack, scale)
+        exact_grads = attention_backward(grad.double(), *exact[1:], pack, scale)
     return _off([(attended.out, exact.out), *zip(grads, exact_grads, strict=True)])
 
 
